@@ -1,0 +1,240 @@
+"""What every kind of plugin promises. Plugins subclass these and are checked by tests/contracts.
+
+A plugin is a frozen, keyword-only dataclass: its fields are its hyper-parameters. Three helpers declare the
+fields that are no hyper-parameters: `service()` is handed over by the pipeline, `nested()` is another plugin
+(or several). Capabilities are class constants. Plugins hold no state that outlives a call, except an open
+`Searcher`, and give the same result for the same input.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rag.answer import Generation
+    from rag.types import Bubble, Chunk, CompressedContext, Document, Hit
+
+    Vectors = NDArray[np.float32]
+    Rows = NDArray[np.int64]
+
+__all__ = [
+    "Chunker",
+    "Compressor",
+    "Corpus",
+    "Embedder",
+    "Filter",
+    "Generator",
+    "Parser",
+    "Retriever",
+    "Searcher",
+    "Selector",
+    "SliceCounter",
+    "TokenCounter",
+    "nested",
+    "service",
+]
+
+Filter = Mapping[str, Any]
+"""A metadata filter: `{"source": "a.md"}`, `{"meta.year": {"ge": 2020}}`, `{"and": [..]}`, `{"or": [..]}`,
+`{"not": ..}`. Several keys side by side must all hold.
+
+Fields: `source`, `doc_id`, `title`, `section`, `meta.NAME`. Operators: eq, ne, lt, le, gt, ge, in, contains, exists.
+"""
+
+
+def service() -> Any:
+    """A field that the pipeline fills by its name: `embedder`, `counter` or `generator`."""
+    return field(metadata={"service": True}, repr=False)
+
+
+def nested(kind: str, default: Any = None) -> Any:
+    """A field that holds another plugin of `kind`, or a tuple of them; `default` is a spec or a tuple of specs."""
+    return field(default=default, metadata={"nested": kind})
+
+
+class SliceCounter(Protocol):
+    """Counts the tokens of a slice. `rag.text.TokenMap` is the fast one, any TokenCounter is the plain one."""
+
+    @abstractmethod
+    def count_slice(self, text: str, start: int, end: int) -> int:
+        """Exactly `count(text[start:end])`."""
+
+
+class TokenCounter(SliceCounter, Protocol):
+    """Counts tokens as one model does, special tokens excluded.
+
+    `limit` is how many tokens that model reads (None: no limit). `additive` says that counts add up over a
+    seam that has a space, tab or line end on one side: then a document is tokenised once for all its chunks.
+    """
+
+    name: str
+    limit: int | None
+    additive: bool
+
+    @abstractmethod
+    def count(self, text: str) -> int:
+        """Number of tokens of `text` alone; 0 for ""."""
+
+    @abstractmethod
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Half-open character range of every token, in order. Characters may lie between or outside of them."""
+
+    def count_slice(self, text: str, start: int, end: int) -> int:
+        return self.count(text[start:end])
+
+
+class Parser(Protocol):
+    """Bytes of one file -> Document with blocks and pages as exact spans."""
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """Lower-case file suffixes with their dot, such as ".pdf"."""
+    version: ClassVar[int]
+    """Raised whenever the same bytes would give another text, so that indexes know to parse again."""
+
+    @abstractmethod
+    def parse(self, data: bytes, *, source: str) -> Document:
+        """The document; InputError that names the reason when the bytes cannot be read, or hold no text."""
+
+
+class Chunker(Protocol):
+    """Document -> chunks, sorted by start. With overlap off they tile the text: joined, they are the text."""
+
+    needs_question: ClassVar[bool] = False
+
+    @abstractmethod
+    def chunk(self, document: Document) -> list[Chunk]:
+        """The chunks; [] for an empty text. header + text never exceed `counter.limit` tokens."""
+
+
+class Embedder(Protocol):
+    """Texts -> unit vectors."""
+
+    dimension: int
+    counter: TokenCounter
+    fingerprint: str
+    """Names model, pooling and precision: vectors of different fingerprints are never mixed."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(len(texts), dimension) float32, rows of unit length. A text over `counter.limit` tokens is an InputError."""
+
+    @abstractmethod
+    def embed_question(self, text: str) -> Vectors:
+        """(dimension,) float32, unit length. Loads as little as it can; an over-long question is windowed."""
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """A consistent, read-only view of what is indexed, as the store offers it to retrievers and selectors.
+
+    A row is an integer that names a chunk inside this index. Reading order is (document row, start).
+    """
+
+    directory: Path
+    generation: int
+    """Grows with every change of the chunks; derived files carry it."""
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+
+    @abstractmethod
+    def chunks(self, rows: Sequence[int]) -> list[Chunk]:
+        """Chunks in the order of `rows`; KeyError for an unknown row."""
+
+    @abstractmethod
+    def rows(self, where: Filter | None = None) -> Rows:
+        """Sorted rows of all chunks that match; ConfigError names a bad filter."""
+
+    @abstractmethod
+    def rows_of(self, chunk_ids: Sequence[str]) -> list[int]:
+        """Rows of known chunk ids, in order; KeyError for an unknown id."""
+
+    @abstractmethod
+    def vectors(self, rows: Sequence[int] | None = None) -> tuple[Rows, Vectors]:
+        """(rows, matrix), of all chunks in row order or of `rows` in their order. ConfigError without vectors."""
+
+    @abstractmethod
+    def lexical(self, words: Sequence[str], k: int, where: Filter | None = None) -> list[tuple[int, float]]:
+        """Best `k` (row, BM25 score) for any of `words`, best first, ties by row."""
+
+    @abstractmethod
+    def neighbours(self, chunk_id: str, before: int, after: int) -> list[Chunk]:
+        """Chunks of the same document around `chunk_id`, itself excluded, in reading order."""
+
+    @abstractmethod
+    def document(self, doc_id: str) -> Document:
+        """KeyError for an unknown id."""
+
+    @abstractmethod
+    def derived(self, name: str) -> Path | None:
+        """The derived file `name` of this very generation, its checksum verified; else None."""
+
+    @abstractmethod
+    def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
+        """Make the derived file `name` for this generation durable; None, and nothing done, on a read-only view."""
+
+
+class Searcher(Protocol):
+    """A retriever that is open on one corpus view."""
+
+    @abstractmethod
+    def search(self, question: str, k: int, where: Filter | None = None) -> list[Hit]:
+        """At most `k` hits, scores non-increasing, ranks from 1, ties by row; `where` binds inside the query."""
+
+    def close(self) -> None:
+        """Give back what is open. Calling twice is fine."""
+
+
+class Retriever(Protocol):
+    """Finds chunks for a question. `open` builds or loads a rebuildable index over the corpus."""
+
+    needs_vectors: ClassVar[bool] = False
+
+    @property
+    def uses_vectors(self) -> bool:
+        """True when this retriever, or one inside it, reads stored vectors."""
+        return self.needs_vectors
+
+    @abstractmethod
+    def open(self, corpus: Corpus) -> Searcher:
+        """A searcher over this view; an empty corpus is fine."""
+
+
+class Selector(Protocol):
+    """Hits -> Bubble under a token budget, with a ledger that replays to the same bubble."""
+
+    @abstractmethod
+    def select(self, question: str, hits: Sequence[Hit], corpus: Corpus) -> Bubble:
+        """`token_count` is counted on `rag.text.assemble` of the chosen texts and is <= budget."""
+
+
+class Compressor(Protocol):
+    """Bubble -> pieces with kept spans."""
+
+    verbatim: ClassVar[bool] = True
+
+    @abstractmethod
+    def compress(self, bubble: Bubble) -> CompressedContext:
+        """Order kept; kept spans lie inside their chunk; a target at or over the size changes nothing."""
+
+
+class Generator(Protocol):
+    """Context -> answer with citations."""
+
+    @property
+    def counter(self) -> TokenCounter:
+        """The tokenizer that budgets are counted with."""
+        ...
+
+    @abstractmethod
+    def generate(
+        self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """The answer; `on_text` receives the text as it grows. Every citation is an exact span of its document."""
