@@ -116,10 +116,20 @@ class Chunker(Protocol):
 class Embedder(Protocol):
     """Texts -> unit vectors."""
 
-    dimension: int
-    counter: TokenCounter
-    fingerprint: str
-    """Names model, pooling and precision: vectors of different fingerprints are never mixed."""
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """Length of every vector."""
+
+    @property
+    @abstractmethod
+    def counter(self) -> TokenCounter:
+        """The model's own tokenizer; its `limit` is the hard ceiling for header + text of a chunk."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names model, pooling and precision: vectors of different fingerprints are never mixed."""
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -229,9 +239,9 @@ class Generator(Protocol):
     """Context -> answer with citations."""
 
     @property
+    @abstractmethod
     def counter(self) -> TokenCounter:
-        """The tokenizer that budgets are counted with."""
-        ...
+        """The tokenizer that budgets are counted with. A property: no dataclass field may have this name."""
 
     @abstractmethod
     def generate(

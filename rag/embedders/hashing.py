@@ -26,18 +26,22 @@ class HashingEmbedder(Embedder):
     Deviations: features are weighted 1 + ln(count) instead of count, and rows are scaled to length 1.
     """
 
-    dimension: int = 512
+    buckets: int = 512
     max_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.dimension < 8 or self.max_tokens < 1:
+        if self.buckets < 8 or self.max_tokens < 1:
             raise ConfigError(
-                f"hashing: dimension must be >= 8 and max_tokens >= 1, not {self.dimension} and {self.max_tokens}"
+                f"hashing: buckets must be >= 8 and max_tokens >= 1, not {self.buckets} and {self.max_tokens}"
             )
 
     @property
+    def dimension(self) -> int:
+        return self.buckets
+
+    @property
     def fingerprint(self) -> str:
-        return f"hashing-{self.dimension}"
+        return f"hashing-{self.buckets}"
 
     @cached_property
     def counter(self) -> TokenCounter:
@@ -48,12 +52,12 @@ class HashingEmbedder(Embedder):
 
         from rag.vectors import as_unit
 
-        matrix = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        matrix = np.zeros((len(texts), self.buckets), dtype=np.float32)
         for row, text in enumerate(texts):
             for word, count in Counter(lexical_words(text)).items():
                 digest = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
                 sign = 1.0 if digest & 1 else -1.0
-                matrix[row, (digest >> 1) % self.dimension] += sign * (1.0 + math.log(count))
+                matrix[row, (digest >> 1) % self.buckets] += sign * (1.0 + math.log(count))
             if not matrix[row].any():
                 matrix[row, 0] = 1.0  # a text without words still needs a direction
         return as_unit(matrix)
