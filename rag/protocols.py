@@ -206,6 +206,8 @@ class Retriever(Protocol):
     """Finds chunks for a question. `open` builds or loads a rebuildable index over the corpus."""
 
     needs_vectors: ClassVar[bool] = False
+    k: int
+    """How many hits a pipeline asks for unless the caller says otherwise."""
 
     @property
     def uses_vectors(self) -> bool:

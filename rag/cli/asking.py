@@ -1,0 +1,213 @@
+"""Verbs about questions: search, ask, explain."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rag.cli._common import (
+    ConfigOption,
+    IndexOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    console,
+    open_index,
+    pipeline_for,
+    print_json,
+    read_queries,
+    set_verbosity,
+)
+from rag.cli.indexing import DEFAULT_INDEX
+from rag.errors import UsageError
+
+if TYPE_CHECKING:
+    from rag.index import Index
+    from rag.pipeline import Pipeline
+
+WhereOption = Annotated[
+    str | None, typer.Option("--where", help='Metadata filter as JSON, such as \'{"source": "handbook.md"}\'.')
+]
+QueriesOption = Annotated[
+    Path | None, typer.Option("--queries", help="JSON Lines of questions; prints one JSON line for each.")
+]
+
+
+def search(
+    question: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
+    where: WhereOption = None,
+    queries: QueriesOption = None,
+    index: IndexOption = DEFAULT_INDEX,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Find the chunks that fit a question best.
+
+    Example: rag search "travel approval limit" -k 5 --where '{"source": "handbook.md"}'
+    """
+    set_verbosity(verbose)
+    one = _one_or_many(question, queries)
+    filters = _filter(where)
+    with open_index(index) as opened:
+        pipeline = pipeline_for(config, index=opened)
+        if one is not None:
+            result = _search(pipeline, opened, one, k, filters)
+            print_json(result) if as_json else _draw_hits(result)
+            return
+        for query_id, text in read_queries(queries or Path()):
+            print_json({"query_id": query_id, **_search(pipeline, opened, text, k, filters)})
+
+
+def ask(
+    question: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
+    where: WhereOption = None,
+    queries: QueriesOption = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Show the stages and the ledger too.")] = False,
+    index: IndexOption = DEFAULT_INDEX,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Answer a question from the documents, with citations. Says so when they hold no answer.
+
+    Example: rag ask "Who approves travel above 5,000 EUR?"
+    """
+    set_verbosity(verbose)
+    one = _one_or_many(question, queries)
+    filters = _filter(where)
+    with open_index(index) as opened:
+        pipeline = pipeline_for(config, index=opened)
+        if one is None:
+            for query_id, text in read_queries(queries or Path()):
+                print_json({"query_id": query_id, **pipeline.ask(text, opened, where=filters).to_dict()})
+            return
+        if as_json:
+            print_json(pipeline.ask(one, opened, where=filters).to_dict())
+            return
+        answer = pipeline.ask(one, opened, where=filters, on_text=lambda text: typer.echo(text, nl=False))
+        typer.echo()
+    run = answer.to_dict()
+    draw_citations(run)
+    if trace:
+        draw_trace(run)
+    elif not quiet and answer.run_id:
+        console().print(f"why this answer: rag explain {answer.run_id} --index {index}", style="dim", markup=False)
+
+
+def explain(
+    run: Annotated[str, typer.Argument(help="Run id, or 'last'.")] = "last",
+    prompt: Annotated[bool, typer.Option("--prompt", help="Print the exact prompt as well.")] = False,
+    index: IndexOption = DEFAULT_INDEX,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Show how an answer came about: stages, every kept and dropped chunk with its reason, the prompt."""
+    set_verbosity(verbose)
+    with open_index(index) as opened:
+        if run == "last":
+            newest = opened.store.runs(1)
+            if not newest:
+                raise UsageError(f"{index} holds no runs yet; ask something first: rag ask QUESTION --index {index}")
+            run = newest[0]["run_id"]
+        found = opened.store.run(run)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{found['question']}\n{found['answer']}")
+    draw_citations(found)
+    draw_trace(found)
+    if prompt:
+        typer.echo(found["prompt"])
+
+
+def draw_citations(run: dict[str, Any]) -> None:
+    """The citations of an answer, each with the command that opens it."""
+    for citation in run["citations"]:
+        page = f", page {citation['page']}" if citation["page"] else ""
+        place = f"{citation['doc_id']}:{citation['start']}-{citation['end']}"
+        typer.secho(f"[{citation['mark']}] {citation['source']}{page}  (rag show {place})", fg="cyan")
+        typer.echo("    " + " ".join(citation["text"].split()))
+
+
+def draw_trace(run: dict[str, Any]) -> None:
+    """The stages and the ledger, as two tables on stderr."""
+    from rich.table import Table
+
+    stages = Table("stage", "plugin", "ms", "in", "out", "notes", title="stages", title_justify="left")
+    for stage in run["trace"]:
+        notes = ", ".join(f"{name}={_short(value)}" for name, value in stage["notes"].items())
+        milliseconds = f"{1000 * stage['seconds']:.0f}"
+        stages.add_row(
+            stage["stage"], stage["plugin"], milliseconds, str(stage["items_in"]), str(stage["items_out"]), notes
+        )
+    bubble = run["bubble"]
+    title = f"ledger: {bubble['token_count']} of {bubble['budget']} tokens"
+    ledger = Table("chunk", "action", "relevance", "tokens", "reason", title=title, title_justify="left")
+    for line in bubble["decisions"]:
+        relevance = f"{line['relevance']:.4f}"
+        ledger.add_row(line["chunk_id"], line["action"], relevance, str(line["tokens"]), line["reason"])
+    out = console()
+    out.print(stages)
+    out.print(ledger)
+
+
+def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:
+    started = time.perf_counter()
+    hits = pipeline.search(question, index, k=k, where=where)
+    sources = {hit.chunk.doc_id: index.corpus.document(hit.chunk.doc_id).source for hit in hits}
+    rows = [
+        {
+            "chunk_id": hit.chunk.id,
+            "doc_id": hit.chunk.doc_id,
+            "source": sources[hit.chunk.doc_id],
+            "start": hit.chunk.span.start,
+            "end": hit.chunk.span.end,
+            "text": hit.chunk.text,
+            "score": hit.score,
+            "rank": hit.rank,
+            "parts": dict(hit.parts),
+        }
+        for hit in hits
+    ]
+    return {"hits": rows, "seconds": time.perf_counter() - started}
+
+
+def _draw_hits(result: dict[str, Any]) -> None:
+    if not result["hits"]:
+        typer.echo("nothing found")
+    for hit in result["hits"]:
+        typer.secho(f"{hit['rank']:>2}. {hit['source']}  {hit['chunk_id']}  score {hit['score']:.4f}", bold=True)
+        text = " ".join(hit["text"].split())
+        typer.echo("    " + (text if len(text) <= 300 else text[:297] + "..."))
+
+
+def _one_or_many(question: str | None, queries: Path | None) -> str | None:
+    if (question is None) == (queries is None):
+        raise UsageError("give one question, or --queries FILE.jsonl, not both")
+    return question
+
+
+def _filter(where: str | None) -> dict[str, Any] | None:
+    if where is None:
+        return None
+    try:
+        value = json.loads(where)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--where is not valid JSON ({error}): {where!r}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f'--where: expected a JSON object such as {{"source": "a.md"}}, not {where!r}')
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

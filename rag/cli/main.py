@@ -1,0 +1,82 @@
+"""Builds the `rag` program and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+
+from rag.cli import about, asking, indexing
+from rag.cli import demo as demo_verb
+from rag.errors import RagError
+
+__all__ = ["app", "main"]
+
+EPILOG = (
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 bad config, 4 some inputs failed, 5 index damaged, "
+    "6 model or extra missing, 7 index locked, 130 interrupted (finished batches are saved)."
+)
+
+app = typer.Typer(
+    name="rag",
+    help="Chunkwise: search and ask your documents, with citations that open the exact span.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rag import __version__
+
+        typer.echo(f"chunkwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Chunkwise: search and ask your documents, with citations that open the exact span."""
+
+
+for verb, function in (
+    ("demo", demo_verb.demo),
+    ("ingest", indexing.ingest),
+    ("chunk", indexing.chunk),
+    ("search", asking.search),
+    ("ask", asking.ask),
+    ("show", indexing.show),
+    ("explain", asking.explain),
+    ("verify", indexing.verify),
+    ("stats", indexing.stats),
+    ("doctor", about.doctor),
+    ("plugins", about.plugins),
+):
+    app.command(verb)(function)
+app.add_typer(about.config_app, name="config")
+for command in sorted(entry_points(group="rag.commands"), key=lambda found: found.name):
+    app.command(command.name)(command.load())
+
+
+def main() -> None:
+    """Entry point of `rag` and `python -m rag`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except RagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted; finished batches are saved, run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

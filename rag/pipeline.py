@@ -1,0 +1,240 @@
+"""The line: index documents, search them, ask them. Every stage is a plugin behind a typed slot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag.answer import Answer, StageTrace
+from rag.config import PipelineConfig
+from rag.errors import ConfigError, UsageError
+from rag.index import Index
+from rag.registry import build, spec_name
+
+if TYPE_CHECKING:
+    from rag.ingest import Progress
+    from rag.protocols import Chunker, Compressor, Embedder, Filter, Generator, Retriever, Selector
+    from rag.store.store import Store
+    from rag.types import Chunk, Document, Hit
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """A configured line. Plugins are built, and models loaded, when a call first needs them.
+
+    Chunk sizes are counted with the embedder's tokenizer, since its limit is their ceiling; budgets are counted
+    with the generator's, since that is what reads the context.
+    """
+
+    def __init__(self, config: PipelineConfig | None = None) -> None:
+        self.config = config or PipelineConfig.default()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Pipeline:
+        """The pipeline of a YAML file."""
+        return cls(PipelineConfig.from_yaml(path))
+
+    # ------------------------------------------------------------------ the slots
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        plugin: Embedder = self._build("embedder", {})
+        return plugin
+
+    @cached_property
+    def chunker(self) -> Chunker:
+        plugin: Chunker = self._build("chunker", {"counter": lambda: self.embedder.counter})
+        return plugin
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        plugin: Retriever = self._build("retriever", {})
+        return plugin
+
+    @cached_property
+    def selector(self) -> Selector:
+        plugin: Selector = self._build("selector", {"counter": lambda: self.generator.counter})
+        return plugin
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        plugin: Compressor = self._build("compressor", {"counter": lambda: self.generator.counter})
+        return plugin
+
+    @cached_property
+    def generator(self) -> Generator:
+        plugin: Generator = self._build("generator", {"counter": lambda: self.embedder.counter})
+        return plugin
+
+    def _build(self, slot: str, services: Mapping[str, Any]) -> Any:
+        everywhere = {"embedder": lambda: self.embedder} if slot != "embedder" else {}
+        return build(slot, getattr(self.config, slot), services={**everywhere, **services}, path=slot)
+
+    # ------------------------------------------------------------------ the verbs
+
+    def parse(self, path: str | Path) -> Document:
+        """The document of one file; InputError when it cannot be read."""
+        from rag.reading import read_document
+
+        return read_document(path)
+
+    def chunk(self, document: Document | str | Path) -> list[Chunk]:
+        """The chunks of a document, or of a file."""
+        if isinstance(document, str | Path):
+            document = self.parse(document)
+        return self.chunker.chunk(document)
+
+    def index(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        into: str | Path,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        hidden: bool = False,
+        delete_missing: bool = False,
+        wait_seconds: float = 0.0,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Index:
+        """Ingest files and folders into the index folder `into`, and open it for reading.
+
+        Idempotent: unchanged files are skipped, changed ones replaced. Resumable: what a killed run had committed
+        stays. Files that cannot be read are listed in `index.report.failed`; the others go in.
+        """
+        from rag.files import find_files
+        from rag.ingest import Ingestion
+        from rag.parsers._sandbox import ParserPool
+        from rag.store.store import Store
+
+        paths = [paths] if isinstance(paths, str | Path) else list(paths)
+        listing = find_files(paths, include=include, exclude=exclude, hidden=hidden)
+        roots = [Path(path).resolve() for path in paths if Path(path).is_dir()] if delete_missing else []
+        embedder = self.embedder if self.retriever.uses_vectors else None
+        with Store.create_or_open(Path(into), wait_seconds=wait_seconds) as store, ParserPool() as pool:
+            self._claim(store, embedder)
+            run = Ingestion(store=store, chunker=self.chunker, embedder=embedder, pool=pool, on_progress=on_progress)
+            report = run.run(listing, delete_below=roots)
+            with store.corpus() as corpus:
+                self.retriever.open(corpus).close()  # publishes derived files while the writer lock is held
+        return Index(Store.open(Path(into)), report)
+
+    def search(
+        self, question: str, index: Index | str | Path, *, k: int | None = None, where: Filter | None = None
+    ) -> list[Hit]:
+        """The best `k` chunks (default: the retriever's own `k`)."""
+        question = _asked(question)
+        if k is not None and k < 1:
+            raise UsageError(f"k must be at least 1, not {k}")
+        if isinstance(index, str | Path):
+            with Index.open(index) as opened:
+                return self.search(question, opened, k=k, where=where)
+        self._check_vectors(index)
+        return index.searcher(self.retriever).search(question, k or self.retriever.k, where)
+
+    def ask(
+        self,
+        question: str,
+        index: Index | str | Path,
+        *,
+        where: Filter | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Retrieve, select, compress, generate. The answer carries its ledger and trace and is kept as a run."""
+        question = _asked(question)
+        if isinstance(index, str | Path):
+            with Index.open(index) as opened:
+                return self.ask(question, opened, where=where, on_text=on_text)
+        trace: list[StageTrace] = []
+        at = time.perf_counter()
+        hits = self.search(question, index, where=where)
+        at = self._note(trace, "retrieve", at, len(index.corpus), len(hits))
+        bubble = self.selector.select(question, hits, index.corpus)
+        at = self._note(
+            trace, "select", at, len(hits), len(bubble.hits), tokens=bubble.token_count, budget=bubble.budget
+        )
+        context = self.compressor.compress(bubble)
+        at = self._note(trace, "compress", at, len(bubble.hits), len(context.pieces), keep_ratio=context.keep_ratio)
+        made = self.generator.generate(context, index.corpus, on_text)
+        self._note(trace, "generate", at, len(context.pieces), len(made.citations), **made.notes)
+        answer = Answer(
+            question=question,
+            text=made.text,
+            citations=made.citations,
+            sentences=made.sentences,
+            supported=made.supported,
+            context=context,
+            bubble=bubble,
+            prompt=made.prompt,
+            stats=made.stats,
+            trace=tuple(trace),
+        )
+        return _kept(answer, index.store, self.config)
+
+    def describe(self) -> str:
+        """The YAML of this pipeline."""
+        return self.config.to_yaml()
+
+    # ------------------------------------------------------------------ helpers
+
+    def _note(
+        self, trace: list[StageTrace], stage: str, started: float, items_in: int, items_out: int, **notes: Any
+    ) -> float:
+        """Append a stage to the trace; the time now."""
+        slot = {"retrieve": "retriever", "select": "selector", "compress": "compressor", "generate": "generator"}[stage]
+        plugin, now = spec_name(getattr(self.config, slot)), time.perf_counter()
+        trace.append(
+            StageTrace(
+                stage=stage, plugin=plugin, seconds=now - started, items_in=items_in, items_out=items_out, notes=notes
+            )
+        )
+        return now
+
+    def _claim(self, store: Store, embedder: Embedder | None) -> None:
+        """Write the manifest, or check that this pipeline may add to what is there."""
+        manifest, ours = store.manifest(), embedder.fingerprint if embedder else None
+        theirs = manifest.get("fingerprint")
+        if manifest and ours and theirs and ours != theirs:
+            raise ConfigError(
+                f"{store.directory} holds vectors of {theirs!r}, this pipeline makes {ours!r}; they cannot be mixed. "
+                f"Use the same embedder, or ingest into a new --index folder"
+            )
+        wanted = {
+            "config": self.config.to_dict(),
+            "fingerprint": ours or theirs,
+            "dimension": embedder.dimension if embedder else manifest.get("dimension"),
+            "counter": self.embedder.counter.name,
+        }
+        if any(manifest.get(key) != value for key, value in wanted.items()):
+            store.set_manifest({**manifest, **wanted})
+
+    def _check_vectors(self, index: Index) -> None:
+        if not self.retriever.uses_vectors or not len(index.corpus):
+            return
+        theirs = index.manifest().get("fingerprint")
+        if theirs is None:
+            raise ConfigError(
+                f"{index.directory} was ingested without vectors, and retriever "
+                f"{spec_name(self.config.retriever)!r} reads them. Use retriever bm25, or ingest again with this config"
+            )
+        if self.embedder.fingerprint != theirs:
+            raise ConfigError(
+                f"{index.directory} holds vectors of {theirs!r}, and this config asks with {self.embedder.fingerprint!r}. "
+                f"Use the embedder that the index was built with (rag stats shows it)"
+            )
+
+
+def _asked(question: str) -> str:
+    if not question.strip():
+        raise UsageError("the question is empty; write one, such as: rag ask 'Who approves travel?'")
+    return question
+
+
+def _kept(answer: Answer, store: Store, config: PipelineConfig) -> Answer:
+    from dataclasses import replace
+
+    run_id = store.add_run({**answer.to_dict(), "config": config.to_dict()})
+    return replace(answer, run_id=run_id)

@@ -1,0 +1,28 @@
+"""One file -> one document, for callers that want no index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rag.errors import InputError
+from rag.files import find_files
+from rag.parsers._choose import parser_for
+from rag.parsers._sandbox import ParserPool
+from rag.types import Document
+
+__all__ = ["read_document"]
+
+
+def read_document(path: str | Path) -> Document:
+    """The document of one file, named as `rag ingest` would name it; InputError when it cannot be read."""
+    listing = find_files([path])
+    if listing.problems:
+        raise InputError(": ".join(listing.problems[0]))
+    if len(listing.files) != 1:
+        raise InputError(f"{path}: expected one file, found {len(listing.files)}; name a single file")
+    found = listing.files[0]
+    parser = parser_for(found.path.suffix.lower())
+    if parser is None:
+        raise InputError(f"{found.source}: no parser for {found.path.suffix!r} files")
+    with ParserPool() as pool:
+        return pool.parse(parser, found.path.read_bytes(), found.source)
