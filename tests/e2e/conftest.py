@@ -1,0 +1,69 @@
+"""A small folder of real files and a pipeline without models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILES = {
+    "handbook.md": (
+        "# Handbook\n\n## Travel\n\nTravel above 5,000 EUR is approved by the chief financial officer.\n\n"
+        "## Holidays\n\nEverybody has thirty days of holiday a year. Unused days expire in March.\n"
+    ),
+    "notes/minutes.txt": "Minutes of 3 May.\r\nThe Leipzig office closes in June. \U0001f9d1\u200d\U0001f52c Dr. Okafor moves.\r\n",
+    "prices.csv": "article,price\nAlpha balance,1200 EUR\nBeta sensor,340 EUR\n",
+    "tickets.jsonl": '{"id": 1, "text": "The display stays dark after start."}\n{"id": 2, "text": "Wrong invoice address."}\n',
+}
+CONFIG = "embedder: hashing\nretriever: {use: hybrid, parts: [faiss-dense, bm25]}\ngenerator: {use: extractive, min_support: 0.1}\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished `rag` process."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working folder with docs/ and a model-free rag.yaml."""
+    for name, text in FILES.items():
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    (tmp_path / "rag.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def rag(home: Path) -> Callable[..., Run]:
+    """Runs the real command in that folder."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> Run:
+        import os
+
+        done = subprocess.run(
+            [sys.executable, "-m", "rag", *arguments],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            env={**os.environ, **(env or {})},
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    return run
