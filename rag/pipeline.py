@@ -222,7 +222,7 @@ class Pipeline:
             )
         if self.embedder.fingerprint != theirs:
             raise ConfigError(
-                f"{index.directory} holds vectors of {theirs!r}, and this config asks with {self.embedder.fingerprint!r}. "
+                f"{index.directory} was built with {theirs!r}, this config asks with {self.embedder.fingerprint!r}. "
                 f"Use the embedder that the index was built with (rag stats shows it)"
             )
 

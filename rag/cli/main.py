@@ -63,7 +63,10 @@ for verb, function in (
     app.command(verb)(function)
 app.add_typer(about.config_app, name="config")
 for command in sorted(entry_points(group="rag.commands"), key=lambda found: found.name):
-    app.command(command.name)(command.load())
+    try:
+        app.command(command.name)(command.load())
+    except Exception as error:  # somebody's broken plugin must not take the other verbs with it
+        print(f"warning: the command {command.name!r} cannot be loaded: {error}", file=sys.stderr)
 
 
 def main() -> None:

@@ -17,11 +17,19 @@ FILES = {
         "# Handbook\n\n## Travel\n\nTravel above 5,000 EUR is approved by the chief financial officer.\n\n"
         "## Holidays\n\nEverybody has thirty days of holiday a year. Unused days expire in March.\n"
     ),
-    "notes/minutes.txt": "Minutes of 3 May.\r\nThe Leipzig office closes in June. \U0001f9d1\u200d\U0001f52c Dr. Okafor moves.\r\n",
+    "notes/minutes.txt": (
+        "Minutes of 3 May.\r\nThe Leipzig office closes in June. \U0001f9d1\u200d\U0001f52c Dr. Okafor moves.\r\n"
+    ),
     "prices.csv": "article,price\nAlpha balance,1200 EUR\nBeta sensor,340 EUR\n",
-    "tickets.jsonl": '{"id": 1, "text": "The display stays dark after start."}\n{"id": 2, "text": "Wrong invoice address."}\n',
+    "tickets.jsonl": (
+        '{"id": 1, "text": "The display stays dark after start."}\n{"id": 2, "text": "Wrong invoice address."}\n'
+    ),
 }
-CONFIG = "embedder: hashing\nretriever: {use: hybrid, parts: [faiss-dense, bm25]}\ngenerator: {use: extractive, min_support: 0.1}\n"
+CONFIG = """
+embedder: hashing
+retriever: {use: hybrid, parts: [faiss-dense, bm25]}
+generator: {use: extractive, min_support: 0.1}
+"""
 
 
 @dataclass(frozen=True)

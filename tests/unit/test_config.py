@@ -52,7 +52,7 @@ def test_wrong_configs_name_the_place_and_the_fix(values: dict[str, object], mes
 @pytest.mark.parametrize("text", ["- a\n- b\n", "chunker: [unclosed\n", "just words"])
 def test_broken_yaml_is_a_config_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "rag.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="rag.yaml"):
+    with pytest.raises(ConfigError, match=r"rag\.yaml"):
         PipelineConfig.from_yaml(tmp_path / "rag.yaml")
     with pytest.raises(ConfigError, match="cannot read the config"):
         PipelineConfig.from_yaml(tmp_path / "absent.yaml")

@@ -1,0 +1,37 @@
+"""`rag ui`: starts the Streamlit app on loopback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rag.errors import missing_extra
+
+DEFAULT_INDEX = Path("demo-index")
+
+
+def ui(
+    index: Annotated[
+        Path, typer.Option("--index", "-i", envvar="RAG_INDEX", help="Folder of the index.")
+    ] = DEFAULT_INDEX,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
+    headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser.")] = False,
+) -> None:
+    """Open the demo app in a browser: ask, and see the exact spans, the ledger and the stages."""
+    if find_spec("streamlit") is None:
+        raise missing_extra("streamlit", "ui", "rag ui")
+    command = [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("main.py"))]
+    options = {
+        "server.address": "127.0.0.1",
+        "server.port": str(port),
+        "server.headless": str(headless).lower(),
+        "browser.gatherUsageStats": "false",
+    }
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    raise SystemExit(subprocess.call([*command, "--", str(index)]))
