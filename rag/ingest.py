@@ -18,6 +18,7 @@ from rag.files import FileListing, FoundFile
 from rag.parsers._choose import parser_for
 from rag.parsers._sandbox import ParserPool
 from rag.registry import load
+from rag.store.checks import check_entry
 from rag.store.records import Entry, FileRecord
 from rag.types import Chunk, Document
 
@@ -191,14 +192,15 @@ class Ingestion:
     def _parse(self, parser: str, data: bytes, record: FileRecord, batch: _Batch) -> None:
         try:
             document = self.pool.parse(parser, data, record.source)
-            chunks = self.chunker.chunk(document)
+            entry = _entry(record, document, self.chunker.chunk(document))
+            check_entry(entry)
         except InputError as error:
             batch.broken.append(replace(record, error=str(error)))
             batch.failed.append(Failure(source=record.source, error=str(error)))
         except MissingError as error:  # not the file's fault, so it is not remembered
             batch.failed.append(Failure(source=record.source, error=str(error)))
         else:
-            batch.entries.append(_entry(record, document, chunks))
+            batch.entries.append(entry)
 
     def _commit(self, batch: _Batch) -> int:
         """Embed what is new and make the batch durable; the number of texts embedded."""

@@ -202,10 +202,15 @@ class Pipeline:
                 f"{store.directory} holds vectors of {theirs!r}, this pipeline makes {ours!r}; they cannot be mixed. "
                 f"Use the same embedder, or ingest into a new --index folder"
             )
+        if theirs and not ours:
+            raise ConfigError(
+                f"{store.directory} holds vectors of {theirs!r}, and this config would add chunks without any. "
+                f"Use a retriever that reads vectors, or ingest into a new --index folder"
+            )
         wanted = {
             "config": self.config.to_dict(),
-            "fingerprint": ours or theirs,
-            "dimension": embedder.dimension if embedder else manifest.get("dimension"),
+            "fingerprint": ours,
+            "dimension": embedder.dimension if embedder else None,
             "counter": self.embedder.counter.name,
         }
         if any(manifest.get(key) != value for key, value in wanted.items()):

@@ -1,0 +1,120 @@
+"""Derived files (a FAISS index, a mirror): immutable, checksummed, tied to one generation, rebuildable at any time.
+
+Order of a publication: write under a temporary name, fsync, checksum, rename, fsync the directory, record in the
+database, delete what is superseded. A death between any two steps leaves an unrecorded file, which the next writer
+sweeps away, and never a recorded one that is not whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from rag.errors import ConfigError
+from rag.store.database import Database, Row
+from rag.store.failpoints import hit
+from rag.store.read import read_state
+from rag.store.schema import sync_directory
+
+__all__ = ["DerivedFiles"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class DerivedFiles:
+    """The folder `derived` of an index directory, and its rows in the table of the same name."""
+
+    def __init__(self, directory: Path, *, is_writable: Callable[[], bool]) -> None:
+        self._directory = directory
+        self._folder = directory / "derived"
+        self._is_writable = is_writable
+
+    def find(self, name: str, generation: int) -> Path | None:
+        """The file of this very generation when its checksum holds, else None."""
+        row = self._row("SELECT file, checksum, bytes FROM derived WHERE name = ? AND generation = ?", name, generation)
+        if row is None:
+            return None
+        path = self._folder / row[0]
+        return path if matches(path, row[1], row[2]) else None
+
+    def publish(self, name: str, generation: int, write: Callable[[Path], None]) -> Path | None:
+        """The durable file that `write(path)` made; None when the index is read-only or has moved on meanwhile."""
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name for a derived file; allowed are letters, digits, '.', '_', '-'")
+        if not self._is_writable():
+            return None
+        self._folder.mkdir(exist_ok=True)
+        fresh = self._folder / f"{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            write(fresh)
+            return self._settle(name, generation, fresh)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _settle(self, name: str, generation: int, fresh: Path) -> Path | None:
+        hit("derived.written")
+        with fresh.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        hit("derived.synced")
+        digest, size = checksum(fresh)
+        path = self._folder / f"{name}.{generation}.{digest[:12]}"
+        fresh.replace(path)
+        sync_directory(self._folder)
+        hit("derived.renamed")
+        if not self._record((name, generation, path.name, digest, size)):
+            path.unlink(missing_ok=True)
+            return None
+        hit("derived.recorded")
+        self.sweep(name)
+        hit("derived.swept")
+        return path
+
+    def _record(self, row: Row) -> bool:
+        db = Database(self._directory, writable=True)
+        try:
+            with db.writing():
+                current = bool(read_state(db, "generation") == row[1])
+                if current:
+                    db.run("INSERT OR REPLACE INTO derived VALUES (?, ?, ?, ?, ?)", row)
+            return current
+        finally:
+            db.close()
+
+    def sweep(self, name: str | None = None) -> None:
+        """Delete files that no row names: superseded ones and those of a publication that died. Writers only."""
+        if not self._folder.is_dir():
+            return
+        db = Database(self._directory, writable=False)
+        try:
+            kept = {file for (file,) in db.rows("SELECT file FROM derived")}
+        finally:
+            db.close()
+        for path in self._folder.iterdir():
+            if path.name not in kept and (name is None or path.name.startswith(f"{name}.")):
+                path.unlink(missing_ok=True)
+
+    def _row(self, sql: str, *values: object) -> Row | None:
+        db = Database(self._directory, writable=False)
+        try:
+            return db.one(sql, values)
+        finally:
+            db.close()
+
+
+def checksum(path: Path) -> tuple[str, int]:
+    """(BLAKE2b digest in hex, size in bytes) of a file."""
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16))
+        return digest.hexdigest(), os.fstat(handle.fileno()).st_size
+
+
+def matches(path: Path, digest: str, size: int) -> bool:
+    """True when the file is there and is what was recorded."""
+    try:
+        return path.stat().st_size == size and checksum(path)[0] == digest
+    except OSError:
+        return False
