@@ -164,7 +164,7 @@ def draw_trace(run: dict[str, Any]) -> None:
 def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:
     started = time.perf_counter()
     hits = pipeline.search(question, index, k=k, where=where)
-    sources = {hit.chunk.doc_id: index.corpus.document(hit.chunk.doc_id).source for hit in hits}
+    sources = {hit.chunk.doc_id: index.corpus.source(hit.chunk.doc_id) for hit in hits}
     rows = [
         {
             "chunk_id": hit.chunk.id,

@@ -12,7 +12,7 @@ from rag.protocols import Corpus, Filter
 from rag.store.database import Database, batches, marks
 from rag.store.derived import DerivedFiles
 from rag.store.filters import compile_filter
-from rag.store.read import CHUNK_TABLES, TextReader, chunk_row, read_chunks, read_document, read_state
+from rag.store.read import CHUNK_TABLES, TextReader, chunk_row, document_row, read_chunks, read_document, read_state
 from rag.text import lexical_words
 from rag.types import Chunk, Document
 
@@ -150,6 +150,10 @@ class StoreCorpus(Corpus):
                 self._documents.clear()
             self._documents[doc_id] = read_document(self._db, doc_id)
         return self._documents[doc_id]
+
+    def source(self, doc_id: str) -> str:
+        """The source name alone, without reading the text; KeyError for an unknown id."""
+        return str(self._db.value("SELECT source FROM documents WHERE id = ?", (document_row(self._db, doc_id),)))
 
     def derived(self, name: str) -> Path | None:
         return self._derived.find(name, self.generation)
