@@ -86,6 +86,7 @@ class _Batch:
     entries: list[Entry] = field(default_factory=list)
     touched: list[FileRecord] = field(default_factory=list)
     broken: list[FileRecord] = field(default_factory=list)
+    moved_from: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     skipped: int = 0
 
@@ -146,7 +147,9 @@ class Ingestion:
         origin, old = str(found.path), known.get(str(found.path))
         source = old.source if old else found.source
         owner = owners.get(source)
-        if owner and owner.origin != origin and Path(owner.origin).exists():
+        if owner and owner.origin != origin and not Path(owner.origin).exists():
+            batch.moved_from.append(owner.origin)  # the file has moved, and its name with it
+        elif owner and owner.origin != origin:
             error = (
                 f"{origin}: the name {source!r} stands for {owner.origin} already; ingest their common parent folder"
             )
@@ -209,7 +212,9 @@ class Ingestion:
             name = self.embedder.fingerprint
             batch.entries = [_with_vectors(entry, vectors, name) for entry in batch.entries]
         if batch.entries or batch.touched or batch.broken:
-            self.store.commit(entries=batch.entries, failed=batch.broken, touched=batch.touched)
+            self.store.commit(
+                entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.moved_from
+            )
         return len(vectors)
 
     def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vectors]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rag.index import Index
     from rag.pipeline import Pipeline
 
+SHOWN_SKIPS = 5
+
 WhereOption = Annotated[
     str | None, typer.Option("--where", help='Metadata filter as JSON, such as \'{"source": "handbook.md"}\'.')
 ]
@@ -141,7 +143,7 @@ def draw_citations(run: dict[str, Any]) -> None:
 
 def draw_trace(run: dict[str, Any]) -> None:
     """The stages and the ledger, as two tables on stderr."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     stages = Table("stage", "plugin", "ms", "in", "out", "notes", title="stages", title_justify="left")
     for stage in run["trace"]:
@@ -152,13 +154,26 @@ def draw_trace(run: dict[str, Any]) -> None:
         )
     bubble = run["bubble"]
     title = f"ledger: {bubble['token_count']} of {bubble['budget']} tokens"
-    ledger = Table("chunk", "action", "relevance", "tokens", "reason", title=title, title_justify="left")
+    ledger = Table(
+        Column("chunk", no_wrap=True, overflow="fold"),
+        "action",
+        "relevance",
+        "tokens",
+        "reason",
+        title=title,
+        title_justify="left",
+    )
+    skipped = [line for line in bubble["decisions"] if line["action"].startswith("skip")]
     for line in bubble["decisions"]:
+        if line in skipped[SHOWN_SKIPS:]:
+            continue
         relevance = f"{line['relevance']:.4f}"
         ledger.add_row(line["chunk_id"], line["action"], relevance, str(line["tokens"]), line["reason"])
     out = console()
     out.print(stages)
     out.print(ledger)
+    if len(skipped) > SHOWN_SKIPS:
+        out.print(f"and {len(skipped) - SHOWN_SKIPS} more that were skipped (--json shows all)", style="dim")
 
 
 def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:

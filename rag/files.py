@@ -1,0 +1,211 @@
+"""Paths as typed -> the files to read, each with a source name that does not depend on where its folder lies."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rag.parsers._choose import parser_for, supported_suffixes
+from rag.parsers._limits import MAX_FILE_BYTES
+
+__all__ = ["FileListing", "FoundFile", "find_files"]
+
+IGNORE_FILE = ".ragignore"
+_MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file to read. `path` is absolute and resolved; `source` is its name in the index, with forward slashes."""
+
+    path: Path
+    source: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileListing:
+    """`files` sorted by source; `problems` as (source, error); how many files had a suffix that no parser reads."""
+
+    files: tuple[FoundFile, ...] = ()
+    problems: tuple[tuple[str, str], ...] = ()
+    ignored: int = 0
+    ignored_suffixes: tuple[str, ...] = ()
+
+
+def find_files(
+    paths: Sequence[str | Path],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    hidden: bool = False,
+) -> FileListing:
+    """All readable files at `paths`: files, folders (walked to the bottom) and patterns such as `docs/**/*.md`.
+
+    `include` and `exclude` are lines as in .gitignore, relative to each folder walked; so is a `.ragignore` file in
+    it. Links inside a folder are followed to files in that folder only. Hidden names are left out unless `hidden`.
+    Nothing here raises for a bad path: what cannot be read is among the problems.
+    """
+    search = _Search(include=_patterns(include) if include else None, exclude=_patterns(exclude), hidden=hidden)
+    for typed in paths:
+        search.take(os.fspath(typed))
+    return search.listing()
+
+
+def _patterns(lines: Sequence[str]) -> Any:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(lines)
+
+
+@dataclass
+class _Search:
+    """What one call of find_files has seen so far."""
+
+    include: Any
+    exclude: Any
+    hidden: bool
+    found: dict[Path, FoundFile] = field(default_factory=dict)
+    problems: set[tuple[str, str]] = field(default_factory=set)
+    ignored: set[Path] = field(default_factory=set)
+
+    def take(self, typed: str) -> None:
+        """Add what one typed path or pattern stands for."""
+        path = Path(typed)
+        if not os.path.lexists(path) and _MAGIC & set(typed):
+            self._take_pattern(path)
+            return
+        source = _typed_name(path) or path.resolve().name
+        if _bad_name(source):
+            self._problem(source, "its name is not valid UTF-8; rename it")
+        elif not path.exists():
+            self._problem(typed, "a link to nothing" if path.is_symlink() else "no such file or folder")
+        elif path.is_dir():
+            self._walk(path)
+        elif not (self.exclude.match_file(path.name) or (self.include and not self.include.match_file(path.name))):
+            self._add(path, source, explicit=True)
+
+    def listing(self) -> FileListing:
+        files, problems, owners = [], set(self.problems), dict[str, Path]()
+        for file in sorted(self.found.values(), key=lambda file: (file.source, file.path)):
+            owner = owners.setdefault(file.source, file.path)
+            if owner == file.path:
+                files.append(file)
+            else:
+                error = f"{file.path} would have the same name as {owner}; name their common parent folder instead"
+                problems.add((file.source, error))
+        suffixes = sorted({path.suffix.lower() for path in self.ignored})
+        return FileListing(
+            files=tuple(files),
+            problems=tuple(sorted(problems)),
+            ignored=len(self.ignored),
+            ignored_suffixes=tuple(suffixes),
+        )
+
+    def _take_pattern(self, pattern: Path) -> None:
+        """Walk the part before the first wildcard; the rest filters, and a folder that matches is taken whole."""
+        at = next(i for i, part in enumerate(pattern.parts) if _MAGIC & set(part))
+        base, rest = Path(*pattern.parts[:at]), "/".join(pattern.parts[at:])
+        before = len(self.found) + len(self.problems) + len(self.ignored)
+        if base.is_dir():
+            self._walk(base, only=_patterns([f"/{rest}"]))
+        if len(self.found) + len(self.problems) + len(self.ignored) == before:
+            self._problem(pattern.as_posix(), "no file matches this pattern")
+
+    def _walk(self, top: Path, only: Any = None) -> None:
+        root = top.resolve()
+        name = _typed_name(top)
+        prefix = name if name is not None else root.name
+        ignore = self._ignore_lines(root, prefix)
+        for path in self._below(root, root, prefix):
+            inner = path.relative_to(root).as_posix()
+            source = str(PurePosixPath(prefix) / inner)
+            if self.exclude.match_file(inner) or ignore.match_file(inner):
+                continue
+            if (only and not only.match_file(inner)) or (self.include and not self.include.match_file(inner)):
+                continue
+            if _bad_name(inner):
+                self._problem(source, "its name is not valid UTF-8; rename it")
+            elif path.is_symlink() and not path.exists():
+                self._problem(source, "a link to nothing")
+            elif path.is_symlink() and not path.resolve().is_relative_to(root):
+                self._problem(source, "a link that leads out of its folder; it is not followed")
+            elif not path.is_dir():
+                self._add(path, source, explicit=False)
+
+    def _ignore_lines(self, root: Path, prefix: str) -> Any:
+        file = root / IGNORE_FILE
+        try:
+            return _patterns(file.read_text("utf-8").splitlines() if file.is_file() else [])
+        except (OSError, ValueError) as error:
+            self._problem(str(PurePosixPath(prefix) / IGNORE_FILE), f"cannot be read: {error}")
+            return _patterns([])
+
+    def _below(self, root: Path, folder: Path, prefix: str) -> Iterator[Path]:
+        """Every file, and every link, below `root`, folders in order of their names; links are not entered."""
+        pending = [folder]
+        while pending:
+            current = pending.pop()
+            try:
+                with os.scandir(current) as entries:
+                    children = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+            except OSError as error:
+                inner = current.relative_to(root).as_posix()
+                self._problem(str(PurePosixPath(prefix) / inner), f"cannot be read: {error.strerror or error}")
+                continue
+            folders = []
+            for entry in children:
+                if entry.name.startswith(".") and not self.hidden:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
+            pending.extend(reversed(folders))
+
+    def _add(self, path: Path, source: str, *, explicit: bool) -> None:
+        if parser_for(path.suffix) is None:
+            if explicit:
+                known = ", ".join(supported_suffixes())
+                self._problem(source, f"no parser reads {path.suffix or 'files without a suffix'}; readable: {known}")
+            else:
+                self.ignored.add(path.resolve())
+            return
+        real = path.resolve()
+        try:
+            facts = real.stat()
+        except OSError as error:
+            self._problem(source, f"cannot be read: {error.strerror or error}")
+            return
+        if not stat.S_ISREG(facts.st_mode):
+            self._problem(source, "no regular file")
+        elif not os.access(real, os.R_OK):
+            self._problem(source, "cannot be read: permission denied")
+        elif facts.st_size > MAX_FILE_BYTES:
+            self._problem(source, f"{facts.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Split the file")
+        else:
+            found = FoundFile(path=real, source=source, size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns)
+            self.found.setdefault(real, found)
+
+    def _problem(self, source: str, error: str) -> None:
+        self.problems.add((_printable(source), _printable(error)))
+
+
+def _typed_name(path: Path) -> str | None:
+    """The path as typed, with forward slashes; None when it is absolute or climbs, so that no name can hold it."""
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    return "" if path == Path(".") else path.as_posix()
+
+
+def _bad_name(name: str) -> bool:
+    return not name.isprintable() and any("\udc80" <= char <= "\udcff" for char in name)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,76 @@
+"""Real and hostile files: each one ends in a document or in a typed error."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from rag.errors import InputError
+from rag.parsers._choose import parser_for
+from rag.parsers._sandbox import ParserPool
+from rag.types import Document
+from tests.contracts.test_parser import check_laws
+
+pytestmark = pytest.mark.data
+
+Outcome = Document | InputError
+
+
+@pytest.fixture(scope="module")
+def outcomes(data_dir: Path) -> dict[Path, Outcome]:
+    root = data_dir / "real_files"
+    if not root.is_dir():
+        pytest.skip(f"no real files at {root}")
+    results: dict[Path, Outcome] = {}
+    with ParserPool() as pool:
+        for path in sorted(path for path in root.glob("*/**/*") if path.is_file()):
+            parser = parser_for(path.suffix)
+            if parser is None:
+                continue
+            try:
+                results[path] = pool.parse(parser, path.read_bytes(), path.relative_to(root).as_posix())
+            except InputError as error:
+                results[path] = error
+        print(f"\nworker starts: {pool.starts}, peak of the worker: {pool.peak_bytes / 1e6:.0f} MB")
+    return results
+
+
+def test_every_file_ends_well(outcomes: dict[Path, Outcome]) -> None:
+    good: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    for path, outcome in outcomes.items():
+        if isinstance(outcome, Document):
+            check_laws(outcome, loose_rows=path.suffix in (".json", ".jsonl"))
+            good[path.suffix] += 1
+        else:
+            assert outcome.exit_code == 4
+            bad[f"{path.suffix}: {re.sub('[0-9]+', 'N', str(outcome).partition(': ')[2])}"] += 1
+    print("\nread:", dict(good), "\nrefused:", *(f"\n  {count:3} {why}" for why, count in bad.most_common()))
+    assert not [
+        p
+        for p, o in outcomes.items()
+        if isinstance(o, InputError)
+        and "malformed" not in str(p)
+        and p.suffix == ".pdf"
+        and "no text layer" not in str(o)
+    ]
+    assert sum(good.values()) >= 370
+
+
+def test_pdf_words_match_the_reference(outcomes: dict[Path, Outcome]) -> None:
+    recalls = []
+    for path, outcome in outcomes.items():
+        if path.parent.name == "cuad_pdf" and path.suffix == ".pdf":
+            assert isinstance(outcome, Document)
+            wanted = _words(path.with_suffix(".txt").read_text("utf-8"))
+            recalls.append(sum((wanted & _words(outcome.text)).values()) / sum(wanted.values()))
+    print(f"\nword recall over {len(recalls)} contracts: median {median(recalls):.4f}, least {min(recalls):.4f}")
+    assert median(recalls) >= 0.95
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\w+", text.casefold()))
