@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 from rag.errors import ConfigError
@@ -60,14 +59,15 @@ class PluginInfo:
 
 @cache
 def catalogue(kind: str) -> Mapping[str, str]:
-    """Plugin name -> `module` or `module:Class` of every plugin of `kind`, sorted by name; nothing is imported."""
+    """Plugin name -> `module` or `module:Class` of every plugin of `kind`, sorted by name; no plugin is imported."""
     if kind not in KINDS:
         raise ConfigError(f"unknown plugin kind {kind!r}{_hint(kind, KINDS)}; kinds: {', '.join(KINDS)}")
     found: dict[str, str] = {}
     for room in entry_points(group="rag.rooms"):
-        spec = find_spec(room.value) if room.name == kind else None
-        for module in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
-            if spec and not module.name.startswith("_") and not module.ispkg and module.name != "cli":
+        if room.name != kind:
+            continue
+        for module in pkgutil.iter_modules(import_module(room.value).__path__):
+            if not module.name.startswith("_") and not module.ispkg:
                 found[module.name.replace("_", "-")] = f"{room.value}.{module.name}"
     for single in entry_points(group=f"rag.{kind}"):
         found.setdefault(single.name, single.value)

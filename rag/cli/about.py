@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,7 +171,7 @@ def _check_packages() -> list[dict[str, str]]:
 def _check_sqlite() -> dict[str, str]:
     import sqlite3
 
-    with sqlite3.connect(":memory:") as connection:
+    with closing(sqlite3.connect(":memory:")) as connection:
         try:
             connection.execute("CREATE VIRTUAL TABLE t USING fts5(body, content='')")
         except sqlite3.OperationalError:
@@ -179,8 +180,6 @@ def _check_sqlite() -> dict[str, str]:
                 "status": "problem",
                 "detail": "built without FTS5; use a Python whose SQLite has it",
             }
-        finally:
-            connection.close()
     return {"name": "sqlite", "status": "ok", "detail": f"{sqlite3.sqlite_version} with FTS5"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,13 +219,19 @@ def test_another_embedder_is_refused_with_the_fix(rag: Rag, home: Path) -> None:
         assert "hashing-512" in done.err
 
 
-def test_help_is_quick_to_load_and_version_is_told() -> None:
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-m", "rag", "--help"], capture_output=True, text=True, check=True)
+def test_the_real_process_speaks_on_the_right_streams(rag_process: Rag) -> None:
+    done = rag_process("ingest", "docs", "--index", "idx")
+    assert (done.code, done.out) == (0, "")
+    assert "4 documents" in done.err
+    found = rag_process("search", "holiday", "--index", "idx", "--json")
+    assert (found.code, found.err) == (0, "")
+    assert found.json["hits"]
+    wrong = rag_process("chunk", "docs/handbook.md", "--chunker", "recursiv")
+    assert (wrong.code, wrong.err.count("\n")) == (3, 1)
+    shown = rag_process("--help")
     for verb in ("demo", "ingest", "chunk", "search", "ask", "show", "explain", "verify", "doctor", "stats", "plugins"):
-        assert verb in done.stdout
-    assert "Exit codes" in done.stdout
+        assert verb in shown.out
+    assert "Exit codes" in shown.out
 
 
 def dump(index: Path) -> list[str]:

@@ -16,7 +16,7 @@ from rag.errors import ConfigError
 from tests.e2e.test_cli import dump
 
 CONFIG = PipelineConfig.from_dict(
-    {"embedder": "hashing", "retriever": "hybrid", "generator": {"use": "extractive", "min_support": 0.1}}
+    {"embedder": "hashing", "retriever": "hybrid", "generator": {"use": "extractive", "min_support": 0.3}}
 )
 
 
