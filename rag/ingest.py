@@ -61,6 +61,7 @@ class IngestReport:
     skipped: int = 0
     removed: int = 0
     ignored: int = 0
+    ignored_types: tuple[str, ...] = ()
     failed: tuple[Failure, ...] = ()
     seconds: float = 0.0
 
@@ -76,6 +77,7 @@ class IngestReport:
             "embedded": self.embedded,
             "removed": self.removed,
             "ignored": self.ignored,
+            "ignored_types": list(self.ignored_types),
         }
 
 
@@ -110,7 +112,9 @@ class Ingestion:
         known = self.store.files()
         owners = {record.source: record for record in known.values()}
         report = IngestReport(
-            ignored=listing.ignored, failed=tuple(Failure(source=s, error=e) for s, e in listing.problems)
+            ignored=listing.ignored,
+            ignored_types=tuple(sorted(listing.ignored_suffixes)),
+            failed=tuple(_failure(source, error) for source, error in listing.problems),
         )
         gone = _missing(known, listing, delete_below)
         if gone:
@@ -153,11 +157,11 @@ class Ingestion:
             error = (
                 f"{origin}: the name {source!r} stands for {owner.origin} already; ingest their common parent folder"
             )
-            batch.failed.append(Failure(source=source, error=error))
+            batch.failed.append(_failure(source, error))
             return
         parser = parser_for(found.path.suffix.lower())
         if parser is None:
-            batch.failed.append(Failure(source=source, error=f"no parser for {found.path.suffix!r} files"))
+            batch.failed.append(_failure(source, f"no parser for {found.path.suffix!r} files"))
             return
         recipe = self._recipe(parser)
         same_recipe = old is not None and old.recipe == recipe
@@ -167,7 +171,7 @@ class Ingestion:
         try:
             data = found.path.read_bytes()
         except OSError as error:
-            batch.failed.append(Failure(source=source, error=f"cannot be read: {error.strerror or error}"))
+            batch.failed.append(_failure(source, f"cannot be read: {error.strerror or error}"))
             return
         record = FileRecord(
             origin=origin,
@@ -190,7 +194,7 @@ class Ingestion:
         if old.error is None:
             batch.skipped += 1
         else:
-            batch.failed.append(Failure(source=old.source, error=old.error))
+            batch.failed.append(_failure(old.source, old.error))
 
     def _parse(self, parser: str, data: bytes, record: FileRecord, batch: _Batch) -> None:
         try:
@@ -199,9 +203,9 @@ class Ingestion:
             check_entry(entry)
         except InputError as error:
             batch.broken.append(replace(record, error=str(error)))
-            batch.failed.append(Failure(source=record.source, error=str(error)))
+            batch.failed.append(_failure(record.source, str(error)))
         except MissingError as error:  # not the file's fault, so it is not remembered
-            batch.failed.append(Failure(source=record.source, error=str(error)))
+            batch.failed.append(_failure(record.source, str(error)))
         else:
             batch.entries.append(entry)
 
@@ -235,6 +239,11 @@ class Ingestion:
         encoder = self.embedder.fingerprint if self.embedder else "no vectors"
         shape = f"{parser}/{version}|{self.chunker!r}|{encoder}"
         return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
+
+
+def _failure(source: str, error: str) -> Failure:
+    """A failure whose reason does not say its source twice."""
+    return Failure(source=source, error=error.removeprefix(f"{source}: "))
 
 
 def _entry(record: FileRecord, document: Document, chunks: Sequence[Chunk]) -> Entry:

@@ -261,8 +261,13 @@ def trimmed(text: str, span: Span) -> Span:
 
 def lexical_words(text: str) -> list[str]:
     """Words for the full-text index and its queries: NFKC, case folded, every CJK character a word of its own."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = text.lower() if text.isascii() else _folded(_folded(text))
     return _word_pattern().findall(_CJK.sub(lambda match: f" {match.group()} ", folded))
+
+
+def _folded(text: str) -> str:
+    """Folding case can undo the normal form and the other way round; done twice, both hold."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 @lru_cache(maxsize=1)

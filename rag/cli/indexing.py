@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,7 +80,7 @@ def ingest(
         out.print(
             f"{report.documents} documents, {report.chunks} chunks, {report.embedded} texts embedded, "
             f"{report.skipped} unchanged, {report.removed} removed, {len(report.failed)} failed, "
-            f"{report.ignored} of unknown type, in {report.seconds:.1f} s -> {index}",
+            f"{report.ignored} of unknown type{_listed(report.ignored_types)}, in {report.seconds:.1f} s -> {index}",
             markup=False,
         )
     if report.failed:
@@ -210,6 +210,10 @@ def stats(
         from rag.config import PipelineConfig
 
         typer.echo("built with:\n" + PipelineConfig.from_dict(manifest["config"], where=str(index)).to_yaml().rstrip())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _chunk_report(document: Document, chunks: list[Chunk]) -> dict[str, Any]:
