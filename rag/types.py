@@ -122,6 +122,10 @@ class Document:
         return _digest(self.source, self.text, size=8)
 
     @cached_property
+    def _page_starts(self) -> list[int]:
+        return [page.span.start for page in self.pages]
+
+    @cached_property
     def _headings(self) -> tuple[list[int], list[tuple[str, ...]]]:
         starts: list[int] = []
         paths: list[tuple[str, ...]] = []
@@ -145,7 +149,7 @@ class Document:
 
     def page_at(self, offset: int) -> int | None:
         """The number of the page that holds `offset`, or None when the source has no pages."""
-        at = bisect_right([page.span.start for page in self.pages], offset) - 1
+        at = bisect_right(self._page_starts, offset) - 1
         return self.pages[at].number if at >= 0 else None
 
 
