@@ -21,8 +21,8 @@ from rag.cli.asking import draw_citations, draw_trace
 
 QUESTIONS = (
     "Who approves travel above 5,000 EUR?",
-    "What does error code E42 mean?",
-    "What is the notice period in the supply agreement?",
+    "What does the training day Good weighing practice cost per person?",
+    "How many weigh cells KV-WC-220 must be purchased from Korvane each year?",
 )
 
 
