@@ -1,0 +1,202 @@
+"""A causal language model in this process, through transformers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rag.answer import Generation, GenerationStats, Prompt
+from rag.embedders._cpu import cpu_has_bf16
+from rag.errors import ConfigError, RagError
+from rag.generators._citations import says_not_found, verify
+from rag.generators._models import load_model, model_folder
+from rag.generators._sentences import context_sentences, documents_of
+from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
+from rag.protocols import Corpus, Generator, TokenCounter
+from rag.tokens import TokenizerCounter, load_tokenizer
+from rag.types import CompressedContext
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BODY = "<<chunkwise body>>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalGenerator(Generator):
+    """Writes the answer with a local language model and checks every sentence of it against the documents.
+
+    `model` is "" (the bundled SmolLM2-135M-Instruct), a folder, or a hub id. `temperature` 0 is greedy and
+    deterministic; above that it samples with `seed`. `dtype` "auto" is bfloat16 where the processor multiplies it
+    in hardware, else float32. `threads` 0 leaves torch's own choice. A sentence is supported when `min_overlap` of
+    its content words and all of its numbers stand in the pieces that it cites. `lead` is put into the model's mouth
+    as the start of its answer and left out of the text: it keeps small models on the documents.
+    """
+
+    model: str = ""
+    max_new_tokens: int = 160
+    temperature: float = 0.0
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 0
+    lead: str = "According to the documents,"
+    min_overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.threads < 0:
+            raise ConfigError(
+                "local: max_new_tokens must be >= 1, temperature and threads >= 0, not "
+                f"{self.max_new_tokens}, {self.temperature} and {self.threads}"
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"local: dtype is auto, float32 or bfloat16, not {self.dtype!r}")
+        if not 0 <= self.min_overlap <= 1:
+            raise ConfigError(f"local: min_overlap must lie in [0, 1], not {self.min_overlap}")
+
+    @cached_property
+    def counter(self) -> TokenCounter:
+        name = self.model or "SmolLM2-135M-Instruct"
+        return TokenizerCounter(self._counting, name=name, limit=None, additive=False)
+
+    def generate(
+        self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        if not context.pieces:
+            if on_text:
+                on_text(NOT_FOUND)
+            return Generation(text=NOT_FOUND)
+        before, after = self._template  # loads the model: the clock starts after that
+        started = time.perf_counter()
+        documents = documents_of(context, corpus)
+        prompt = build_prompt(context, documents, system=before, after=after + self.lead)
+        ids = self._prompt_ids(prompt)
+        text, new_tokens, first = self._write(ids, on_text)
+        now = time.perf_counter()
+        stats = GenerationStats(
+            prompt_tokens=len(ids),
+            computed_tokens=len(ids),
+            new_tokens=new_tokens,
+            ttft_seconds=first - started,
+            total_seconds=now - started,
+            attention="sdpa",
+        )
+        if says_not_found(text):
+            return Generation(text=NOT_FOUND, prompt=prompt, stats=stats)
+        checked = verify(text, context_sentences(context, documents), self.min_overlap)
+        return Generation(
+            text=checked.text,
+            citations=checked.citations,
+            sentences=checked.sentences,
+            supported=checked.supported,
+            prompt=prompt,
+            stats=stats,
+            notes={"written": text},
+        )
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Every segment tokenised alone, so that its ids do not depend on its neighbours."""
+        _, tokenizer = self._loaded
+        ids = [token for part in prompt.segments for token in tokenizer.encode(part.text, add_special_tokens=False)]
+        room = getattr(self._loaded[0].config, "max_position_embeddings", None)
+        if room and len(ids) + self.max_new_tokens > room:
+            raise RagError(
+                f"generator local: the prompt has {len(ids)} tokens and the answer up to {self.max_new_tokens}, but "
+                f"the model reads {room} in all. Lower the selector's budget or max_new_tokens"
+            )
+        return ids
+
+    def _write(self, ids: Sequence[int], on_text: Callable[[str], None] | None) -> tuple[str, int, float]:
+        """(text, number of new tokens, clock at the first one); `on_text` gets every piece that is final."""
+        _, tokenizer = self._loaded
+        new: list[int] = []
+        sent, first = "", 0.0
+        for token in self._tokens(ids):
+            first = first or time.perf_counter()
+            new.append(token)
+            if on_text:
+                text = _begun(tokenizer.decode(new, skip_special_tokens=True))
+                if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+                    on_text(text[len(sent) :])
+                    sent = text
+        text = _begun(tokenizer.decode(new, skip_special_tokens=True))
+        if on_text and len(text) > len(sent):
+            on_text(text[len(sent) :])
+        return text.rstrip(), len(new), first or time.perf_counter()
+
+    def _tokens(self, ids: Sequence[int]) -> Iterator[int]:
+        """New token ids, one by one, up to the end-of-text token, which is not given."""
+        import torch
+
+        model, tokenizer = self._loaded
+        random = torch.Generator(device="cpu").manual_seed(self.seed)
+        stops = _stops(model, tokenizer)
+        step, cache = torch.tensor([ids], device=model.device), None
+        for _ in range(self.max_new_tokens):
+            with torch.inference_mode():
+                out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits, cache = out.logits[0, -1].float().cpu(), out.past_key_values
+            if self.temperature:
+                chances = torch.softmax(logits / self.temperature, dim=-1)
+                token = int(torch.multinomial(chances, 1, generator=random))
+            else:
+                token = int(logits.argmax())
+            if token in stops:
+                return
+            yield token
+            step = torch.tensor([[token]], device=model.device)
+
+    @cached_property
+    def _template(self) -> tuple[str, str]:
+        """The chat template around the documents: (its start with the system text, its end)."""
+        _, tokenizer = self._loaded
+        if not tokenizer.chat_template:
+            return SYSTEM, "Answer: "
+        asked = {"role": "user", "content": _BODY}
+        try:
+            text = _rendered(tokenizer, [{"role": "system", "content": SYSTEM}, asked])
+        except Exception:  # templates without a system role raise an error of their own
+            text = _rendered(tokenizer, [{"role": "user", "content": f"{SYSTEM}\n{_BODY}"}])
+        before, _, after = text.partition(_BODY)
+        return before, after
+
+    @cached_property
+    def _folder(self) -> str:
+        return model_folder(self.model)
+
+    @cached_property
+    def _counting(self) -> Tokenizer:
+        """The tokenizer alone, where the folder has its file, else through transformers."""
+        file = Path(self._folder) / "tokenizer.json"
+        return load_tokenizer(file) if file.is_file() else self._loaded[1].backend_tokenizer
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() or cpu_has_bf16() else "float32"
+        return load_model(self._folder, dtype=dtype)
+
+
+def _begun(text: str) -> str:
+    """The answer as a text of its own: it follows the lead, so it starts with a space and a small letter."""
+    text = text.lstrip()
+    return text[:1].upper() + text[1:]
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends an answer."""
+    ends = model.generation_config.eos_token_id
+    given = ends if isinstance(ends, list) else [ends]
+    return {end for end in (*given, tokenizer.eos_token_id) if end is not None}

