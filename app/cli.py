@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -34,4 +35,4 @@ def ui(
     }
     for name, value in options.items():
         command += [f"--{name}", value]
-    raise SystemExit(subprocess.call([*command, "--", str(index)]))
+    raise SystemExit(subprocess.call(command, env={**os.environ, "RAG_INDEX": str(index)}))

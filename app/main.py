@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ STYLE = "<style>mark{background:#ffe08a;color:#222;border-bottom:2px dashed #8a6
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the index")
-def open_line(directory: str, changed_ns: int) -> tuple[Pipeline, Index]:
-    """Pipeline and index; `changed_ns` makes a new pair when the index has changed on disk."""
+def open_line(directory: str, generation: int) -> tuple[Pipeline, Index]:
+    """Pipeline and index; a new `generation` makes a new pair, a new run trace does not."""
     index = Index.open(directory)
     return Pipeline(resolve(index_config=index.manifest().get("config")).config), index
 
 
-def changed_ns(directory: Path) -> int:
-    """When the index last changed; 0 when there is none. Run traces are written to the log, which is not looked at."""
-    database = directory / "index.sqlite"
-    return database.stat().st_mtime_ns if database.exists() else 0
+def generation_of(directory: Path) -> int:
+    """Which state of the chunks is on disk."""
+    with Index.open(directory) as index:
+        return index.corpus.generation
 
 
 def sample_index(directory: Path) -> None:
@@ -74,11 +74,11 @@ def main() -> None:
     """Ask view: a question, its answer, and why."""
     st.set_page_config(page_title="Chunkwise", layout="wide")
     st.title("Chunkwise")
-    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-index")
+    directory = Path(os.environ.get("RAG_INDEX", "demo-index"))
     try:
-        if not changed_ns(directory):
+        if not (directory / "index.sqlite").exists():
             sample_index(directory)
-        pipeline, index = open_line(str(directory), changed_ns(directory))
+        pipeline, index = open_line(str(directory), generation_of(directory))
     except RagError as error:
         st.error(str(error))
         return

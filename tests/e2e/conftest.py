@@ -16,6 +16,8 @@ import pytest
 
 from rag.cli.main import main
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 FILES = {
     "handbook.md": (
         "# Handbook\n\n## Travel\n\nTravel above 5,000 EUR is approved by the chief financial officer.\n\n"
