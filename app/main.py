@@ -37,13 +37,13 @@ def sample_index(directory: Path) -> None:
         Pipeline().index([documents_dir()], into=directory).close()
 
 
-def draw_citation(index: Index, citation: dict[str, Any]) -> None:
+def draw_citation(index: Index, citation: dict[str, Any], *, expanded: bool) -> None:
     """The exact span, marked, inside the text around it."""
     text = index.document(citation["doc_id"]).text
     start, end = citation["start"], citation["end"]
     before, after = text[max(0, start - CONTEXT_CHARS) : start], text[end : end + CONTEXT_CHARS]
     page = f", page {citation['page']}" if citation["page"] else ""
-    with st.expander(f"[{citation['mark']}] {citation['source']}{page}", expanded=citation["mark"] == 1):
+    with st.expander(f"[{citation['mark']}] {citation['source']}{page}", expanded=expanded):
         marked = f"{html.escape(before)}<mark>{html.escape(text[start:end])}</mark>{html.escape(after)}"
         st.html(f'{STYLE}<div data-testid="citation" style="white-space:pre-wrap">{marked}</div>')
         st.code(f"rag show {citation['doc_id']}:{start}-{end} --index {index.directory}", language="sh")
@@ -59,8 +59,8 @@ def draw_run(index: Index, run: dict[str, Any]) -> None:
             st.warning(f"{unsupported} of {len(run['supported'])} sentences are not backed by the documents.")
     else:
         st.info("Not found in the documents. Try other words, or ingest the file that should hold the answer.")
-    for citation in run["citations"]:
-        draw_citation(index, citation)
+    for at, citation in enumerate(run["citations"]):
+        draw_citation(index, citation, expanded=at == 0)
     bubble = run["bubble"]
     with st.expander(f"Ledger: {bubble['token_count']} of {bubble['budget']} tokens"):
         st.dataframe(bubble["decisions"], hide_index=True)

@@ -16,9 +16,9 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,20 @@ class Corpus:
         return CompressedContext(
             question=question, pieces=pieces, token_count=0, source_token_count=0, compressor="none"
         )
+
+
+class Remembering:
+    """An embedder that embeds each text once: the same sentences stand in many contexts."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.counter, self.fingerprint, self._embedder = embedder.counter, embedder.fingerprint, embedder
+        self.embed_question = lru_cache(maxsize=None)(embedder.embed_question)
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, self._embedder.embed(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +227,7 @@ def main() -> None:
     parser.add_argument("--lexical-weight", type=float, nargs="+", default=[0.5])
     options = parser.parse_args()
     spec = {"use": "minilm", "overlong": "window"} if options.embedder == "minilm" else options.embedder
-    embedder: Embedder = build("embedder", spec, services={})
+    embedder = cast(Embedder, Remembering(build("embedder", spec, services={})))
     corpora = {name: read_corpus(options.data / name, options.questions, embedder) for name in SETS}
     for weight in options.lexical_weight:
         found = list(cases(corpora, embedder, weight))

@@ -26,13 +26,18 @@ class ExtractiveGenerator(Generator):
     `max_sentences` are given, as long as their support is at least `keep_within` of the best and they say
     something else. Headings never answer alone.
 
-    Calibrated with eval/calibrate_extractive.py and MiniLM on 2026-11-22 (SQuAD, Chroma, NQ, CLAPnq, HotpotQA,
-    COVID-QA; 840 questions, six passages of 150 words each): {figures}
+    Calibrated with eval/calibrate_extractive.py and MiniLM on 2026-11-22 on six public sets (SQuAD, Chroma, NQ, CLAPnq,
+    HotpotQA, COVID-QA; 840 questions, six passages each); the threshold is from one half, the figures from the other.
+    The best sentence holds the answer for 71 % of the questions whose context holds it (62 % with cosine alone, 65 %
+    with words alone). Answered: 93 % of those, 5 % of questions about another corpus (AUROC .982, F1 of answering and
+    abstaining .940), but 47 % when the topic is there and the answer is not (AUROC .833; CLAPnq's unanswerable
+    questions: 34 %, .899). A logistic over ten features did no better than this blend of two on held-out questions.
+    With the embedder hashing: 89 % and 7 %, AUROC .977.
     """
 
     embedder: Embedder = service()
     max_sentences: int = 3
-    min_support: float = 0.4
+    min_support: float = 0.38
     keep_within: float = 0.85
     lexical_weight: float = 0.5
 

@@ -192,3 +192,31 @@ def test_batches_hold_the_budget_and_every_text_once() -> None:
         np.testing.assert_allclose(row * np.hypot(one[0] + 1, len(one)), [one[0] + 1, len(one)], rtol=1e-5)
     assert encode_all(Recorder(), [(1,) * 100], batch_tokens=8).shape == (1, 2)
     assert runs([(1,), (2,), (3, 3), (4, 4, 4)]) == [(0, 2, 1), (2, 1, 2), (4, 1, 3)]
+
+
+@with_models
+def test_other_models_run_in_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = MinilmEmbedder()._files.folder
+    for path in folder.rglob("*.*"):
+        copy = tmp_path / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        if path.is_file():
+            copy.symlink_to(path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    first = {"word_embedding_dimension": 384, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(first))
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (tmp_path / "config_sentence_transformers.json").unlink()
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    embedder = MinilmEmbedder(model=str(tmp_path))
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    texts = ["The moon orbits the earth.", "Apples and pears are fruit, says the cook."]
+    wanted = model.encode_document(texts, normalize_embeddings=True)
+    assert ":own:" in embedder.fingerprint
+    assert embedder.dimension == 384
+    assert (embedder.embed(texts) * wanted).sum(axis=1).min() > 0.99999
+    question = model.encode_query(texts[0], normalize_embeddings=True)
+    assert float(embedder.embed_question(texts[0]) @ question) > 0.99999
+    assert embedder.counter.limit == 254 - 2

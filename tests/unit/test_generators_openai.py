@@ -112,5 +112,5 @@ def test_without_context_nothing_is_sent(server: Server) -> None:
 
 def test_errors_are_readable(server: Server) -> None:
     server.status = 403
-    with pytest.raises(RagError, match="generator openai: .*OPENAI_API_KEY"):
+    with pytest.raises(RagError, match=r"generator openai: .*OPENAI_API_KEY"):
         ask(OpenaiGenerator(base_url=server.url, model="m"), context(QUESTION, *WHOLE))
