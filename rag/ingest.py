@@ -95,11 +95,17 @@ class _Batch:
 
 @dataclass
 class Ingestion:
-    """One run of ingestion into a writable store. `embedder` is None when no retriever reads vectors."""
+    """One run of ingestion into a writable store.
+
+    `embedder` is None when no retriever reads vectors; `fingerprint` is the name that the index has for its vectors;
+    `counter` names the tokenizer that sizes the chunks.
+    """
 
     store: Store
     chunker: Chunker
     embedder: Embedder | None
+    fingerprint: str | None
+    counter: str
     pool: ParserPool
     on_progress: Callable[[Progress], None] | None = None
 
@@ -212,9 +218,8 @@ class Ingestion:
     def _commit(self, batch: _Batch) -> int:
         """Embed what is new and make the batch durable; the number of texts embedded."""
         vectors = self._embed([chunk for entry in batch.entries for chunk in entry.chunks])
-        if self.embedder is not None:
-            name = self.embedder.fingerprint
-            batch.entries = [_with_vectors(entry, vectors, name) for entry in batch.entries]
+        if self.fingerprint is not None:
+            batch.entries = [_with_vectors(entry, vectors, self.fingerprint) for entry in batch.entries]
         if batch.entries or batch.touched or batch.broken:
             self.store.commit(
                 entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.moved_from
@@ -223,10 +228,10 @@ class Ingestion:
 
     def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vectors]:
         """Key -> vector of every content that the store does not hold yet."""
-        if self.embedder is None:
+        if self.embedder is None or self.fingerprint is None:
             return {}
         texts = {chunk.key: chunk.embed_text for chunk in chunks}
-        known = self.store.known_vectors(self.embedder.fingerprint, list(texts))
+        known = self.store.known_vectors(self.fingerprint, list(texts))
         fresh = [key for key in texts if key not in known]
         if not fresh:
             return {}
@@ -236,8 +241,7 @@ class Ingestion:
     def _recipe(self, parser: str) -> str:
         """Names everything that shapes the chunks of a file: when it changes, the file is read again."""
         version = load("parser", parser).version
-        encoder = self.embedder.fingerprint if self.embedder else "no vectors"
-        shape = f"{parser}/{version}|{self.chunker!r}|{encoder}"
+        shape = f"{parser}/{version}|{self.chunker!r}|{self.counter}|{self.fingerprint}"
         return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
 
 

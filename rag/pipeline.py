@@ -115,8 +115,15 @@ class Pipeline:
         roots = [Path(path).resolve() for path in paths if Path(path).is_dir()] if delete_missing else []
         embedder = self.embedder if self.retriever.uses_vectors else None
         with Store.create_or_open(Path(into), wait_seconds=wait_seconds) as store, ParserPool() as pool:
-            self._claim(store, embedder)
-            run = Ingestion(store=store, chunker=self.chunker, embedder=embedder, pool=pool, on_progress=on_progress)
+            run = Ingestion(
+                store=store,
+                chunker=self.chunker,
+                embedder=embedder,
+                fingerprint=self._claim(store, embedder),
+                counter=f"{self.embedder.counter.name}/{self.embedder.counter.limit}",
+                pool=pool,
+                on_progress=on_progress,
+            )
             report = run.run(listing, delete_below=roots)
             with store.corpus() as corpus:
                 self.retriever.open(corpus).close()  # publishes derived files while the writer lock is held
@@ -193,11 +200,13 @@ class Pipeline:
         )
         return now
 
-    def _claim(self, store: Store, embedder: Embedder | None) -> None:
-        """Write the manifest, or check that this pipeline may add to what is there."""
+    def _claim(self, store: Store, embedder: Embedder | None) -> str | None:
+        """Write the manifest, or check that this pipeline may add to what is there; the name of the vectors."""
         manifest, ours = store.manifest(), embedder.fingerprint if embedder else None
         theirs = manifest.get("fingerprint")
-        if manifest and ours and theirs and ours != theirs:
+        if embedder and theirs and embedder.agrees_with(theirs):
+            ours = theirs  # another precision on another machine: the index keeps its name for them
+        if ours and theirs and ours != theirs:
             raise ConfigError(
                 f"{store.directory} holds vectors of {theirs!r}, this pipeline makes {ours!r}; they cannot be mixed. "
                 f"Use the same embedder, or ingest into a new --index folder"
@@ -215,6 +224,7 @@ class Pipeline:
         }
         if any(manifest.get(key) != value for key, value in wanted.items()):
             store.set_manifest({**manifest, **wanted})
+        return ours
 
     def _check_vectors(self, index: Index) -> None:
         if not self.retriever.uses_vectors or not len(index.corpus):
@@ -225,7 +235,7 @@ class Pipeline:
                 f"{index.directory} was ingested without vectors, and retriever "
                 f"{spec_name(self.config.retriever)!r} reads them. Use retriever bm25, or ingest again with this config"
             )
-        if self.embedder.fingerprint != theirs:
+        if not self.embedder.agrees_with(theirs):
             raise ConfigError(
                 f"{index.directory} was built with {theirs!r}, this config asks with {self.embedder.fingerprint!r}. "
                 f"Use the embedder that the index was built with (rag stats shows it)"

@@ -129,7 +129,11 @@ class Embedder(Protocol):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names model, pooling and precision: vectors of different fingerprints are never mixed."""
+        """Names model, pooling and precision; the vectors of an index carry one fingerprint."""
+
+    def agrees_with(self, fingerprint: str) -> bool:
+        """True when vectors of that fingerprint may stand beside ours: the same model, and equal up to rounding."""
+        return fingerprint == self.fingerprint
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Vectors:

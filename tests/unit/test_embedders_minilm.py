@@ -220,3 +220,11 @@ def test_other_models_run_in_sentence_transformers(tmp_path: Path) -> None:
     question = model.encode_query(texts[0], normalize_embeddings=True)
     assert float(embedder.embed_question(texts[0]) @ question) > 0.99999
     assert embedder.counter.limit == 254 - 2
+
+
+@with_models
+def test_precisions_agree_and_other_models_do_not() -> None:
+    full, half = MinilmEmbedder(precision="fp32"), MinilmEmbedder(precision="bf16")
+    assert full.fingerprint != half.fingerprint
+    assert full.agrees_with(half.fingerprint)
+    assert not full.agrees_with("hashing-512")
