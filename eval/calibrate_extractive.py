@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rag.generators._sentences import context_sentences
-from rag.generators._support import supports
+from rag.generators.extractive import ExtractiveGenerator
 from rag.protocols import Embedder
 from rag.registry import build
 from rag.text import sentence_spans
@@ -139,6 +139,7 @@ def _passages(document: Document) -> Iterator[Span]:
 
 def cases(corpora: dict[str, Corpus], embedder: Embedder, lexical_weight: float) -> Iterator[Case]:
     """Every question in its contexts."""
+    generator = ExtractiveGenerator(embedder=embedder, lexical_weight=lexical_weight)
     names = list(corpora)
     for at, name in enumerate(names):
         home, foreign = corpora[name], corpora[names[(at + 1) % len(names)]]
@@ -157,7 +158,7 @@ def cases(corpora: dict[str, Corpus], embedder: Embedder, lexical_weight: float)
                 sentences = context_sentences(context, corpus.documents)
                 if not sentences:
                     continue
-                scores = supports(row["text"], [s.text for s in sentences], embedder, lexical_weight)
+                scores = generator.scores(row["text"], sentences)
                 holds = [kind == "own" and _overlaps(gold, (s.document.source, s.span)) for s in sentences]
                 best = int(np.argmax(scores))
                 yield Case(

@@ -18,7 +18,11 @@ LONG_CHARS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """`text == document.text[span]`, white space at the ends left out. `mark` is the number of its piece, from 1."""
+    """`text == document.text[span]`, white space at the ends left out. `mark` is the number of its piece, from 1.
+
+    `lead` is what a reader has in mind when reading a table row: the headings above it and the header row. A header
+    row says nothing by itself and counts as a heading.
+    """
 
     mark: int
     piece: Piece
@@ -26,6 +30,12 @@ class Sentence:
     span: Span
     text: str
     heading: bool
+    lead: str = ""
+
+    @property
+    def in_context(self) -> str:
+        """What is judged: the sentence behind its lead."""
+        return f"{self.lead}\n{self.text}" if self.lead else self.text
 
     def cite(self) -> Citation:
         """The citation that opens this sentence."""
@@ -51,12 +61,37 @@ def context_sentences(context: CompressedContext, documents: Mapping[str, Docume
     found: list[Sentence] = []
     for mark, piece in enumerate(context.pieces, start=1):
         document = documents[piece.doc_id]
+        headers = _header_rows(document, piece)
         for span, heading in _spans(piece, document):
-            if (document.id, span) not in seen:
-                seen.add((document.id, span))
-                text = document.text[span.start : span.end]
-                found.append(Sentence(mark=mark, piece=piece, document=document, span=span, text=text, heading=heading))
+            if (document.id, span) in seen:
+                continue
+            seen.add((document.id, span))
+            header = next((row for table, row in headers if table.contains(span)), None)
+            found.append(
+                Sentence(
+                    mark=mark,
+                    piece=piece,
+                    document=document,
+                    span=span,
+                    text=document.text[span.start : span.end],
+                    heading=heading or (header is not None and header.contains(span)),
+                    lead=_lead(document, header) if header else "",
+                )
+            )
     return found
+
+
+def _header_rows(document: Document, piece: Piece) -> list[tuple[Span, Span]]:
+    """(table, its first row) for every table that the piece touches; the first row of a table is its header."""
+    tables = [b.span for b in document.blocks if b.kind == "table" and b.span.overlaps(piece.span)]
+    rows = [b.span for b in document.blocks if b.kind == "row"] if tables else []
+    first = ((table, next((row for row in rows if table.contains(row)), None)) for table in tables)
+    return [(table, row) for table, row in first if row is not None]
+
+
+def _lead(document: Document, header: Span) -> str:
+    row = document.text[header.start : header.end].strip()
+    return "\n".join([" ".join(document.section_at(header.start)), row]).strip()
 
 
 def _spans(piece: Piece, document: Document) -> Iterator[tuple[Span, bool]]:

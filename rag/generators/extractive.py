@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rag.answer import Generation, GenerationStats
 from rag.errors import ConfigError
 from rag.generators._sentences import Sentence, context_sentences, documents_of
-from rag.generators._support import content_words, supports
+from rag.generators._support import content_words, names_fit, supports
 from rag.prompt import NOT_FOUND
 from rag.protocols import Corpus, Embedder, Generator, TokenCounter, service
 from rag.types import CompressedContext, Span
@@ -40,11 +40,12 @@ class ExtractiveGenerator(Generator):
     min_support: float = 0.38
     keep_within: float = 0.85
     lexical_weight: float = 0.5
+    name_penalty: float = 0.4
 
     def __post_init__(self) -> None:
         if self.max_sentences < 1:
             raise ConfigError(f"extractive: max_sentences must be >= 1, not {self.max_sentences}")
-        for name in ("min_support", "keep_within", "lexical_weight"):
+        for name in ("min_support", "keep_within", "lexical_weight", "name_penalty"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"extractive: {name} must lie in [0, 1], not {value}")
@@ -58,10 +59,16 @@ class ExtractiveGenerator(Generator):
     ) -> Generation:
         started = time.perf_counter()
         found = [s for s in context_sentences(context, documents_of(context, corpus)) if not s.heading]
-        scores = supports(context.question, [s.text for s in found], self.embedder, self.lexical_weight)
+        scores = self.scores(context.question, found)
         chosen = self._choose(found, scores)
         notes = {"support": round(max(scores, default=0.0), 4), "threshold": self.min_support}
         return _write(chosen, notes, started, on_text)
+
+    def scores(self, question: str, found: Sequence[Sentence]) -> list[float]:
+        """Support of every sentence behind its lead; less when its piece lacks a name or number of the question."""
+        scores = supports(question, [s.in_context for s in found], self.embedder, self.lexical_weight)
+        fits = (names_fit(question, f"{s.document.title}\n{s.in_context}\n{s.piece.text}") for s in found)
+        return [score if fit else score * (1 - self.name_penalty) for score, fit in zip(scores, fits, strict=True)]
 
     def _choose(self, found: Sequence[Sentence], scores: Sequence[float]) -> list[Sentence]:
         """Best first, ties in the context's order; [] when nothing is good enough."""

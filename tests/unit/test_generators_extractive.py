@@ -7,7 +7,7 @@ import pytest
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
 from rag.generators._sentences import context_sentences
-from rag.generators._support import content_words, coverage, supports
+from rag.generators._support import content_words, coverage, names_fit, supports
 from rag.generators.extractive import ExtractiveGenerator
 from rag.prompt import NOT_FOUND
 from rag.types import Block, Document, Span
@@ -50,6 +50,36 @@ def test_headings_and_questions_do_not_answer() -> None:
         context("Who refunds travel costs?", piece(faq, 0, len(text))),
     )
     assert made.text == "Payroll refunds travel costs in May. [1]"
+
+
+def test_a_table_row_is_read_with_its_header_and_the_header_never_answers() -> None:
+    text = "# Hotel limits\n\nCity | Limit per night\nParis | 210 EUR\nLyon | 150 EUR\n"
+    rows = [(16, 38), (39, 54), (55, 69)]
+    blocks = [Block(span=Span(0, 14), kind="heading", level=1), Block(span=Span(16, 69), kind="table")]
+    blocks += [Block(span=Span(*row), kind="row") for row in rows]
+    table = Document(text=text, source="hotels.md", blocks=tuple(blocks))
+    DOCUMENTS[table.id] = table
+    made = ask(
+        ExtractiveGenerator(embedder=HashingEmbedder(), max_sentences=1),
+        context("What is the hotel limit per night in Paris?", piece(table, 0, len(text))),
+    )
+    assert made.text == "Paris | 210 EUR [1]"
+    below = piece(table, 39, len(text))  # a chunk that starts below the header row still knows it
+    assert ask(ExtractiveGenerator(embedder=HashingEmbedder()), context("hotel limit Lyon?", below)).citations
+
+
+def test_a_piece_without_the_named_article_gives_less_support() -> None:
+    text = "The list price of the microbalance is 9,000 EUR."
+    prices = Document(text=text, source="prices.txt")
+    DOCUMENTS[prices.id] = prices
+    generator = ExtractiveGenerator(embedder=HashingEmbedder(), min_support=0.0)
+    named, plain = (
+        ask(generator, context(f"What is the list price of the microbalance{name}?", piece(prices, 0, len(text))))
+        for name in (" MX-6", "")
+    )
+    assert named.notes["support"] < plain.notes["support"] * 0.7
+    assert names_fit("Does it cost 9000 EUR?", text)
+    assert not names_fit("Does the E-15 cost less?", text)
 
 
 def test_only_what_was_kept_is_read() -> None:
