@@ -47,6 +47,13 @@ def contenders(config: Mapping[str, Any] | None = None) -> list[Contender]:
     return [
         Contender(name="chunkwise", role="ours", module=_HERE / "_ours.py", options=ours),
         Contender(name="langchain+faiss", role="peer", module=peers / "langchain.py", options=best),
+        Contender(
+            name="langchain+faiss, 254 tokens",
+            role="peer",
+            module=peers / "langchain.py",
+            options={**best, "chunk_tokens": 254},
+            note="chunks as long as the model reads, counted with its tokenizer",
+        ),
         Contender(name="llama-index", role="peer", module=peers / "llama_index.py", options=alone),
         Contender(name="haystack", role="peer", module=peers / "haystack.py", options=best),
         Contender(

@@ -97,7 +97,7 @@ def ask(
         answer = pipeline.ask(one, opened, where=filters, on_text=lambda text: typer.echo(text, nl=False))
         typer.echo()
     run = answer.to_dict()
-    draw_citations(run)
+    draw_citations(run, index)
     if trace:
         draw_trace(run)
     elif not quiet and answer.run_id:
@@ -126,18 +126,18 @@ def explain(
         print_json(found)
         return
     typer.echo(f"{found['question']}\n{found['answer']}")
-    draw_citations(found)
+    draw_citations(found, index)
     draw_trace(found)
     if prompt:
         typer.echo(found["prompt"])
 
 
-def draw_citations(run: dict[str, Any]) -> None:
+def draw_citations(run: dict[str, Any], index: Path) -> None:
     """The citations of an answer, each with the command that opens it."""
     for citation in run["citations"]:
         page = f", page {citation['page']}" if citation["page"] else ""
         place = f"{citation['doc_id']}:{citation['start']}-{citation['end']}"
-        typer.secho(f"[{citation['mark']}] {citation['source']}{page}  (rag show {place})", fg="cyan")
+        typer.secho(f"[{citation['mark']}] {citation['source']}{page}  (rag show {place} --index {index})", fg="cyan")
         typer.echo("    " + " ".join(citation["text"].split()))
 
 

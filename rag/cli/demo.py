@@ -52,13 +52,13 @@ def demo(
         print_json({"ingest": report, "answers": runs})
         return
     for run in runs:
-        _draw(run)
+        _draw(run, index)
     draw_trace(runs[-1])
     typer.echo(f"\nNext:  rag ask 'your question' --index {index}   |   rag ingest YOUR_FOLDER --index my-index")
 
 
-def _draw(run: dict[str, Any]) -> None:
+def _draw(run: dict[str, Any], index: Path) -> None:
     typer.secho(f"Q: {run['question']}", bold=True)
     typer.echo(f"A: {run['answer']}")
-    draw_citations(run)
+    draw_citations(run, index)
     typer.echo()
