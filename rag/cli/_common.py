@@ -47,7 +47,7 @@ def console() -> Console:
     """Where people read: stderr, so that stdout stays clean for data."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from rag.text import lexical_words
 if TYPE_CHECKING:
     from rag.protocols import Embedder, TokenCounter
 
-__all__ = ["content_words", "coverage", "names_fit", "supports"]
+__all__ = ["content_words", "coverage", "supports"]
 
 _STOP_WORDS = (
     "a about an and any are as at be been being but by can could did do does for from had has have he her him his how "
@@ -22,7 +21,6 @@ _STOP_WORDS = (
     "will with would you your"
 )
 _STOP = frozenset(_STOP_WORDS.split())
-_EDGES = re.compile(r"^\W+|\W+$")
 _ENDINGS = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 _QUESTION_PENALTY = 0.15  # a sentence that asks seldom answers; fitted -1.6 on a logistic slope of 10
 _COSINE_OF_COVERAGE = (0.38, 0.39)
@@ -53,13 +51,6 @@ def coverage(question: str, texts: Sequence[str]) -> list[float]:
     rarity = {word: math.log(1 + (len(bags) - counts[word] + 0.5) / (counts[word] + 0.5)) for word in wanted}
     total = sum(rarity.values())
     return [sum(rarity[word] for word in wanted if word in bag) / total if total else 0.0 for bag in bags]
-
-
-def names_fit(question: str, text: str) -> bool:
-    """True unless the question names something with a digit in it (E-15, MX-6, 5,000) that `text` does not have."""
-    plain = text.casefold().replace(",", "")
-    names = (_EDGES.sub("", word).casefold().replace(",", "") for word in question.split())
-    return all(name in plain for name in names if any(char.isdigit() for char in name))
 
 
 def supports(question: str, texts: Sequence[str], embedder: Embedder, lexical_weight: float) -> list[float]:

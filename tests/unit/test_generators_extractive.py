@@ -7,7 +7,7 @@ import pytest
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
 from rag.generators._sentences import context_sentences
-from rag.generators._support import content_words, coverage, names_fit, supports
+from rag.generators._support import content_words, coverage, supports
 from rag.generators.extractive import ExtractiveGenerator
 from rag.prompt import NOT_FOUND
 from rag.types import Block, Document, Span
@@ -66,20 +66,6 @@ def test_a_table_row_is_read_with_its_header_and_the_header_never_answers() -> N
     assert made.text == "Paris | 210 EUR [1]"
     below = piece(table, 39, len(text))  # a chunk that starts below the header row still knows it
     assert ask(ExtractiveGenerator(embedder=HashingEmbedder()), context("hotel limit Lyon?", below)).citations
-
-
-def test_a_piece_without_the_named_article_gives_less_support() -> None:
-    text = "The list price of the microbalance is 9,000 EUR."
-    prices = Document(text=text, source="prices.txt")
-    DOCUMENTS[prices.id] = prices
-    generator = ExtractiveGenerator(embedder=HashingEmbedder(), min_support=0.0)
-    named, plain = (
-        ask(generator, context(f"What is the list price of the microbalance{name}?", piece(prices, 0, len(text))))
-        for name in (" MX-6", "")
-    )
-    assert named.notes["support"] < plain.notes["support"] * 0.7
-    assert names_fit("Does it cost 9000 EUR?", text)
-    assert not names_fit("Does the E-15 cost less?", text)
 
 
 def test_only_what_was_kept_is_read() -> None:
