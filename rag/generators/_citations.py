@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rag.answer import Citation
+from rag.answer import Citation, Generation, GenerationStats, Prompt
 from rag.generators._sentences import Sentence
 from rag.generators._support import content_words
 from rag.prompt import MARKS, NOT_FOUND, parse_marks
 from rag.types import Span
 
-__all__ = ["Verified", "says_not_found", "verify"]
+__all__ = ["Verified", "says_not_found", "verified", "verify"]
 
 _SPACED_MARKS = re.compile(rf"\s*{MARKS.pattern}")
 _NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
@@ -37,6 +37,24 @@ class Verified:
 def says_not_found(text: str) -> bool:
     """True when the model said, in the words it was given, that the documents hold no answer."""
     return not text.strip() or text.strip().casefold().startswith(NOT_FOUND.rstrip(".").casefold())
+
+
+def verified(
+    text: str, found: Sequence[Sentence], min_overlap: float, *, prompt: Prompt, stats: GenerationStats
+) -> Generation:
+    """The generation that comes out of what a model wrote; the raw text stays in `notes["written"]`."""
+    if says_not_found(text):
+        return Generation(text=NOT_FOUND, prompt=prompt, stats=stats)
+    checked = verify(text, found, min_overlap)
+    return Generation(
+        text=checked.text,
+        citations=checked.citations,
+        sentences=checked.sentences,
+        supported=checked.supported,
+        prompt=prompt,
+        stats=stats,
+        notes={"written": text},
+    )
 
 
 def verify(text: str, found: Sequence[Sentence], min_overlap: float) -> Verified:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rag.answer import Generation, GenerationStats, Prompt
 from rag.embedders._cpu import cpu_has_bf16
 from rag.errors import ConfigError, RagError
-from rag.generators._citations import says_not_found, verify
+from rag.generators._citations import verified
 from rag.generators._models import load_model, model_folder
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
@@ -84,18 +84,7 @@ class LocalGenerator(Generator):
             total_seconds=now - started,
             attention="sdpa",
         )
-        if says_not_found(text):
-            return Generation(text=NOT_FOUND, prompt=prompt, stats=stats)
-        checked = verify(text, context_sentences(context, documents), self.min_overlap)
-        return Generation(
-            text=checked.text,
-            citations=checked.citations,
-            sentences=checked.sentences,
-            supported=checked.supported,
-            prompt=prompt,
-            stats=stats,
-            notes={"written": text},
-        )
+        return verified(text, context_sentences(context, documents), self.min_overlap, prompt=prompt, stats=stats)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         """Every segment tokenised alone, so that its ids do not depend on its neighbours."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rag.answer import Generation, GenerationStats, Prompt
 from rag.embedders._client import open_client, readable_errors
 from rag.errors import ConfigError
-from rag.generators._citations import says_not_found, verify
+from rag.generators._citations import verified
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, build_prompt
 from rag.protocols import Corpus, Generator, TokenCounter
@@ -63,18 +63,7 @@ class OpenaiGenerator(Generator):
         documents = documents_of(context, corpus)
         prompt = build_prompt(context, documents)
         text, stats = self._write(prompt, on_text)
-        if says_not_found(text):
-            return Generation(text=NOT_FOUND, prompt=prompt, stats=stats)
-        checked = verify(text, context_sentences(context, documents), self.min_overlap)
-        return Generation(
-            text=checked.text,
-            citations=checked.citations,
-            sentences=checked.sentences,
-            supported=checked.supported,
-            prompt=prompt,
-            stats=stats,
-            notes={"written": text},
-        )
+        return verified(text, context_sentences(context, documents), self.min_overlap, prompt=prompt, stats=stats)
 
     @cached_property
     def _client(self) -> OpenAI:
