@@ -81,7 +81,7 @@ class PipelineConfig:
 
     def to_yaml(self) -> str:
         """The YAML that gives this config back."""
-        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True))
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=False, allow_unicode=True))
 
 
 @dataclass(frozen=True, kw_only=True)
