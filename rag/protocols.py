@@ -97,6 +97,8 @@ class Parser(Protocol):
     """Lower-case file suffixes with their dot, such as ".pdf"."""
     version: ClassVar[int]
     """Raised whenever the same bytes would give another text, so that indexes know to parse again."""
+    isolate: ClassVar[bool] = False
+    """True for formats whose readers can crash or hang: they run in a child process with limits."""
 
     @abstractmethod
     def parse(self, data: bytes, *, source: str) -> Document:

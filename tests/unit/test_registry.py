@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -125,3 +127,40 @@ def test_every_plugin_has_a_summary_and_describable_parameters() -> None:
             info = registry.describe(kind, name)
             assert len(info.summary) > 15, f"{kind} {name} has no docstring"
             assert "counter" not in [parameter.name for parameter in info.parameters]
+
+
+def test_a_parser_of_somebody_else_is_chosen_by_its_suffix(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rag.parsers import _choose
+
+    module = ModuleType("their_parsers")
+    code = (
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from rag.protocols import Parser\n"
+        "from rag.types import Document\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class ShoutParser(Parser):\n"
+        "    suffixes: ClassVar = ('.shout',)\n"
+        "    version: ClassVar = 1\n"
+        "    def parse(self, data, *, source):\n"
+        "        return Document(text=data.decode().upper(), source=source)\n"
+    )
+    monkeypatch.setitem(sys.modules, "their_parsers", module)
+    exec(code, vars(module))  # noqa: S102  stands in for an installed package
+    real = registry.entry_points
+
+    def with_theirs(*, group: str) -> object:
+        theirs = EntryPoint(name="shout", value="their_parsers:ShoutParser", group="rag.parser")
+        return [theirs] if group == "rag.parser" else real(group=group)
+
+    monkeypatch.setattr(registry, "entry_points", with_theirs)
+    registry.catalogue.cache_clear()
+    _choose._suffixes.cache_clear()
+    try:
+        assert _choose.parser_for(".shout") == "shout"
+        assert _choose.make_parser("shout").parse(b"hello", source="a.shout").text == "HELLO"
+        assert not _choose.is_isolated("shout")
+        assert ".shout" in _choose.supported_suffixes()
+    finally:
+        registry.catalogue.cache_clear()
+        _choose._suffixes.cache_clear()
