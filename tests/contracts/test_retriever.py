@@ -165,7 +165,7 @@ def test_a_new_generation_is_seen(retriever: Retriever, tmp_path: Path) -> None:
     fresh.close()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "half", "empty"])
+@pytest.mark.parametrize("damage", ["garbage", pytest.param("half", marks=pytest.mark.slow), "empty"])
 def test_damaged_files_are_made_anew(retriever: Retriever, tmp_path: Path, damage: str) -> None:
     first = find(retriever, many(tmp_path, 40), "copper")
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:

@@ -60,7 +60,7 @@ def ask(pool: ParserPool, word: str) -> str:
         ("segfault", "SIGSEGV"),
         ("exit", "exit code 3"),
         ("hang", "more than 2 seconds"),
-        ("spin", "more than 2 seconds"),
+        pytest.param("spin", "more than 2 seconds", marks=pytest.mark.slow),
         ("memory", "more memory"),
         ("bug", "ZeroDivisionError: oops"),
         ("input", "^a.txt: bad$"),

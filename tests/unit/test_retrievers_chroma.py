@@ -138,6 +138,7 @@ def test_read_only_views_do_not_mix(tmp_path: Path) -> None:
     right.close()
 
 
+@pytest.mark.slow
 def test_a_mirror_that_lost_part_of_its_vectors_is_probed_out(tmp_path: Path) -> None:
     """Over 1,000 records Chroma keeps a graph in files of its own beside the database."""
     rng = np.random.default_rng(0)
