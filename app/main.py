@@ -76,7 +76,7 @@ def main() -> None:
     st.title("Chunkwise")
     directory = Path(os.environ.get("RAG_INDEX", "demo-index"))
     try:
-        if not (directory / "index.sqlite").exists():
+        if not Index.exists(directory):
             sample_index(directory)
         pipeline, index = open_line(str(directory), generation_of(directory))
     except RagError as error:

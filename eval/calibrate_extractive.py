@@ -74,6 +74,7 @@ class Remembering:
     def __init__(self, embedder: Embedder) -> None:
         self.counter, self.fingerprint, self._embedder = embedder.counter, embedder.fingerprint, embedder
         self.embed_question = lru_cache(maxsize=None)(embedder.embed_question)
+        self.matches_meaning, self.light = embedder.matches_meaning, self
         self._known: dict[str, NDArray[np.float32]] = {}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -20,10 +20,14 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFile:
-    """A file to read. `path` is absolute and resolved; `source` is its name in the index, with forward slashes."""
+    """A file to read. `path` is absolute and resolved; `source` is its name in the index, with forward slashes.
+
+    `parser` names the plugin that reads it.
+    """
 
     path: Path
     source: str
+    parser: str
     size_bytes: int
     mtime_ns: int
 
@@ -169,7 +173,8 @@ class _Search:
             pending.extend(reversed(folders))
 
     def _add(self, path: Path, source: str, *, explicit: bool) -> None:
-        if parser_for(path.suffix) is None:
+        parser = parser_for(path.suffix)
+        if parser is None:
             if explicit:
                 known = ", ".join(supported_suffixes())
                 self._problem(source, f"no parser reads {path.suffix or 'files without a suffix'}; readable: {known}")
@@ -189,7 +194,8 @@ class _Search:
         elif facts.st_size > MAX_FILE_BYTES:
             self._problem(source, f"{facts.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Split the file")
         else:
-            found = FoundFile(path=real, source=source, size_bytes=facts.st_size, mtime_ns=facts.st_mtime_ns)
+            size, changed = facts.st_size, facts.st_mtime_ns
+            found = FoundFile(path=real, source=source, parser=parser, size_bytes=size, mtime_ns=changed)
             self.found.setdefault(real, found)
 
     def _problem(self, source: str, error: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rag.store.schema import FILE_NAME
 from rag.store.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class Index:
     def open(cls, directory: str | Path) -> Index:
         """Open for reading; UsageError when there is no index."""
         return cls(Store.open(Path(directory)))
+
+    @staticmethod
+    def exists(directory: str | Path) -> bool:
+        """True when there is an index in `directory`, sound or not."""
+        return (Path(directory) / FILE_NAME).exists()
 
     @property
     def directory(self) -> Path:

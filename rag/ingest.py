@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from rag.errors import InputError, MissingError
 from rag.files import FileListing, FoundFile
-from rag.parsers._choose import parser_for
 from rag.parsers._sandbox import ParserPool
 from rag.registry import load
 from rag.store.checks import check_entry
@@ -165,11 +164,7 @@ class Ingestion:
             )
             batch.failed.append(_failure(source, error))
             return
-        parser = parser_for(found.path.suffix.lower())
-        if parser is None:
-            batch.failed.append(_failure(source, f"no parser for {found.path.suffix!r} files"))
-            return
-        recipe = self._recipe(parser)
+        recipe = self._recipe(found.parser)
         same_recipe = old is not None and old.recipe == recipe
         if old and same_recipe and (old.size_bytes, old.mtime_ns) == (found.size_bytes, found.mtime_ns):
             self._keep(old, batch)
@@ -194,7 +189,7 @@ class Ingestion:
             batch.touched.append(replace(record, doc_id=old.doc_id, error=old.error))
             self._keep(old, batch)
             return
-        self._parse(parser, data, record, batch)
+        self._parse(found.parser, data, record, batch)
 
     def _keep(self, old: FileRecord, batch: _Batch) -> None:
         if old.error is None:

@@ -118,6 +118,14 @@ class Chunker(Protocol):
 class Embedder(Protocol):
     """Texts -> unit vectors."""
 
+    matches_meaning: ClassVar[bool] = True
+    """False for vectors that match words only, and so tell nothing that words do not tell better."""
+
+    @property
+    def light(self) -> Embedder:
+        """The same model where it starts fastest, for a few short texts beside a question."""
+        return self
+
     @property
     @abstractmethod
     def dimension(self) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rag.errors import InputError
 from rag.files import find_files
-from rag.parsers._choose import parser_for
 from rag.parsers._sandbox import ParserPool
 from rag.types import Document
 
@@ -21,8 +20,5 @@ def read_document(path: str | Path) -> Document:
     if len(listing.files) != 1:
         raise InputError(f"{path}: expected one file, found {len(listing.files)}; name a single file")
     found = listing.files[0]
-    parser = parser_for(found.path.suffix.lower())
-    if parser is None:
-        raise InputError(f"{found.source}: no parser for {found.path.suffix!r} files")
     with ParserPool() as pool:
-        return pool.parse(parser, found.path.read_bytes(), found.source)
+        return pool.parse(found.parser, found.path.read_bytes(), found.source)

@@ -32,6 +32,7 @@ __all__ = [
     "print_json",
     "read_queries",
     "set_verbosity",
+    "stored_config",
 ]
 
 IndexOption = Annotated[Path, typer.Option("--index", "-i", envvar="RAG_INDEX", help="Folder of the index.")]
@@ -69,14 +70,32 @@ def open_index(directory: Path) -> Index:
     return Index.open(directory)
 
 
+def stored_config(directory: Path) -> Mapping[str, Any] | None:
+    """The config that the index in `directory` was built with; None when there is no index yet."""
+    from rag.index import Index
+
+    if not Index.exists(directory):
+        return None
+    with open_index(directory) as index:
+        config: Mapping[str, Any] | None = index.manifest().get("config")
+        return config
+
+
 def pipeline_for(
-    config: Path | None, *, index: Index | None = None, overrides: Mapping[str, Any] | None = None
+    config: Path | None,
+    *,
+    index: Index | None = None,
+    stored: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Pipeline:
-    """The pipeline of this call; slots that nobody names are the ones that the index was built with."""
+    """The pipeline of this call; slots that nobody names are the ones that the index was built with.
+
+    The index is given open, or as its `stored_config`.
+    """
     from rag.config import resolve
     from rag.pipeline import Pipeline
 
-    stored = index.manifest().get("config") if index else None
+    stored = index.manifest().get("config") if index else stored
     return Pipeline(resolve(config_file=config, index_config=stored, overrides=overrides).config)
 
 

@@ -6,7 +6,7 @@ import json
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from rag.cli._common import (
     pipeline_for,
     print_json,
     set_verbosity,
+    stored_config,
 )
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.errors import RagError
@@ -121,11 +122,7 @@ def config_show(
     from rag.config import resolve
 
     set_verbosity(verbose)
-    stored: dict[str, Any] = {}
-    if (index / "index.sqlite").exists():
-        with open_index(index) as opened:
-            stored = opened.manifest().get("config", {})
-    resolved = resolve(config_file=config, index_config=stored)
+    resolved = resolve(config_file=config, index_config=stored_config(index))
     if as_json:
         print_json({"config": resolved.config.to_dict(), "origins": dict(resolved.origins)})
         return
@@ -193,7 +190,9 @@ def _check_pipeline(config: Path | None) -> dict[str, str]:
 
 
 def _check_index(index: Path) -> list[dict[str, str]]:
-    if not (index / "index.sqlite").exists():
+    from rag.index import Index
+
+    if not Index.exists(index):
         return [{"name": "index", "status": "absent", "detail": f"none at {index}; rag ingest makes one"}]
     try:
         with open_index(index) as opened:

@@ -22,7 +22,9 @@ from rag.cli._common import (
     pipeline_for,
     print_json,
     set_verbosity,
+    stored_config,
 )
+from rag.errors import UsageError
 
 if TYPE_CHECKING:
     from rag.ingest import Progress
@@ -51,12 +53,7 @@ def ingest(
     Example: rag ingest docs/ contracts/*.pdf --index my-index
     """
     set_verbosity(verbose)
-    stored = None
-    if (index / "index.sqlite").exists():
-        with open_index(index) as existing:
-            pipeline = pipeline_for(config, index=existing)
-    else:
-        pipeline = pipeline_for(config, index=stored)
+    pipeline = pipeline_for(config, stored=stored_config(index))
     with _progress(quiet or as_json) as on_progress:
         opened = pipeline.index(
             paths,
@@ -139,22 +136,20 @@ def show(
 
     set_verbosity(verbose)
     try:
-        doc_id, span = parse_chunk_id(name)
+        doc_id, wanted = parse_chunk_id(name)
     except ValueError:
-        doc_id, span = name, None
+        doc_id, wanted = name, None
     with open_index(index) as opened:
         document = opened.document(doc_id)
-        if span and span.end > len(document.text):
-            from rag.errors import UsageError
-
-            raise UsageError(f"{name}: {document.source} has {len(document.text)} characters only")
-        span = span or Span(0, len(document.text))
-        text = document.text[span.start : span.end]
+    if wanted and wanted.end > len(document.text):
+        raise UsageError(f"{name}: {document.source} has {len(document.text)} characters only")
+    span = wanted or Span(0, len(document.text))
+    text = document.text[span.start : span.end]
     if as_json:
         value: dict[str, Any] = {"id": document.id, "source": document.source, "title": document.title}
         value |= {"text": document.text, "meta": dict(document.meta)}
         value["pages"] = [{"number": page.number, "span": [page.span.start, page.span.end]} for page in document.pages]
-        if "-" in name and ":" in name:
+        if wanted:
             value["span"] = {"start": span.start, "end": span.end, "text": text, "page": document.page_at(span.start)}
         print_json(value)
         return

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rag.errors import ConfigError
 from rag.protocols import Embedder, TokenCounter
@@ -25,6 +25,8 @@ class HashingEmbedder(Embedder):
 
     Deviations: features are weighted 1 + ln(count) instead of count, and rows are scaled to length 1.
     """
+
+    matches_meaning: ClassVar[bool] = False
 
     buckets: int = 512
     max_tokens: int = 256

@@ -67,10 +67,9 @@ def supports(question: str, texts: Sequence[str], embedder: Embedder, lexical_we
 
 def _cosines(question: str, texts: Sequence[str], embedder: Embedder) -> list[float]:
     """Cosines with the question; [] for hashed words, which match nothing that coverage does not match better."""
-    if embedder.fingerprint.startswith("hashing-"):
+    if not embedder.matches_meaning:
         return []
-    # an embedder may offer a runtime that starts faster, for a few short texts; see MinilmEmbedder.light
-    light: Embedder = getattr(embedder, "light", embedder)
+    light = embedder.light
     matrix = light.embed([_head(text, light.counter) for text in texts])
     return [float(value) for value in matrix @ light.embed_question(question)]
 

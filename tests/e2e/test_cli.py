@@ -102,6 +102,14 @@ def test_chunk_agrees_with_show(rag: Rag) -> None:
     assert all(chunk["token_count"] <= 20 for chunk in report["chunks"])
 
 
+def test_a_source_that_looks_like_a_span_is_shown_whole(rag: Rag, home: Path) -> None:
+    (home / "docs" / "a-b:c.txt").write_text("An odd name.\n")
+    ingest(rag)
+    shown = rag("show", "docs/a-b:c.txt", "--index", "idx", "--json").json
+    assert shown["text"] == "An odd name.\n"
+    assert "span" not in shown
+
+
 def test_explain_replays_the_run(rag: Rag) -> None:
     ingest(rag)
     asked = rag("ask", "Who approves travel?", "--index", "idx", "--json").json
