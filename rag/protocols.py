@@ -9,7 +9,7 @@ fields that are no hyper-parameters: `service()` is handed over by the pipeline,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -201,6 +201,18 @@ class Corpus(Protocol):
         """The derived file `name` of this very generation, its checksum verified; else None."""
 
     @abstractmethod
+    def derived_of_any(self, name: str) -> Path | None:
+        """The newest derived file `name`, whatever generation it is of, its checksum verified; else None.
+
+        Whoever reads it compares its rows with `rows()`. A row never stands for another chunk in a later generation,
+        so rows that both have are good; the others are missing or gone.
+        """
+
+    @abstractmethod
+    def vector_parts(self, size: int) -> Iterator[tuple[Rows, Vectors]]:
+        """What `vectors()` gives, in consecutive parts of at most `size` rows: memory stays bounded."""
+
+    @abstractmethod
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
         """Make the derived file `name` for this generation durable; None, and nothing done, on a read-only view."""
 
@@ -231,6 +243,13 @@ class Retriever(Protocol):
     @abstractmethod
     def open(self, corpus: Corpus) -> Searcher:
         """A searcher over this view; an empty corpus is fine."""
+
+    def check(self, corpus: Corpus) -> list[str]:
+        """Where what this retriever keeps beside the store (an index file, a mirror) disagrees with it, for `verify`.
+
+        One line per problem, each with its cure. Builds nothing and changes nothing; [] when nothing is kept.
+        """
+        return []
 
 
 class Selector(Protocol):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import pkgutil
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,12 +100,20 @@ class MemoryCorpus(Corpus):
     def document(self, doc_id: str) -> Document:
         return self._documents[doc_id]
 
+    def vector_parts(self, size: int) -> Iterator[tuple[Rows, Vectors]]:
+        rows, matrix = self.vectors()
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], matrix[start : start + size]
+
     def derived(self, name: str) -> Path | None:
         path = self._derived_path(name)
         seal = path.with_name(path.name + ".sum")
         if not (path.exists() and seal.exists()):
             return None
         return path if hashlib.sha256(path.read_bytes()).hexdigest() == seal.read_text() else None
+
+    def derived_of_any(self, name: str) -> Path | None:
+        return self.derived(name)  # rows move here, so a file of another generation is of no use
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
         if not self._writable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +46,9 @@ def ingest(
         bool, typer.Option("--delete-missing", help="Remove documents whose files are gone from the given folders.")
     ] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0.0,
+    events: Annotated[
+        bool, typer.Option("--events", help="One JSON line on stderr for every batch that is stored durably.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
@@ -54,7 +59,7 @@ def ingest(
     """
     set_verbosity(verbose)
     pipeline = pipeline_for(config, stored=stored_config(index))
-    with _progress(quiet or as_json) as on_progress:
+    with _progress(quiet or as_json, events=events) as on_progress:
         opened = pipeline.index(
             paths,
             into=index,
@@ -252,8 +257,11 @@ def _metrics(chunks: list[Chunk]) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(silent: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar with rate and ETA on a terminal, nothing otherwise."""
+def _progress(silent: bool, *, events: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar with rate and ETA on a terminal, lines for programs when asked, nothing otherwise."""
+    if events:
+        yield _print_event
+        return
     if silent or not sys.stderr.isatty():
         yield None
         return
@@ -270,3 +278,9 @@ def _progress(silent: bool) -> Iterator[Callable[[Progress], None] | None]:
             bar.update(task, total=progress.total, completed=progress.done, rate=rate, source=progress.source[-40:])
 
         yield on_progress
+
+
+def _print_event(progress: Progress) -> None:
+    """A line is written after its batch is durable: whoever read it may count on what it names."""
+    sys.stderr.write(json.dumps(asdict(progress)) + "\n")
+    sys.stderr.flush()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,18 @@ class StoreCorpus(Corpus):
             raise KeyError(int(wanted[~known][0]))
         return wanted, matrix[at]
 
+    def vector_parts(self, size: int) -> Iterator[tuple[Rows, Vectors]]:
+        number, dimension = self._fingerprint_row()
+        last = -1
+        for _ in range(0, self._count, size):
+            sql = (
+                "SELECT c.id, v.vector FROM chunks c LEFT JOIN vectors v ON v.fingerprint = ? AND v.key = c.key "
+                "WHERE c.id > ? ORDER BY c.id LIMIT ?"
+            )
+            rows, matrix = self._matrix([(sql, (number, last, size))], min(size, self._count), dimension)
+            last = int(rows[-1])
+            yield rows, matrix
+
     def _fingerprint_row(self) -> tuple[int, int]:
         if self._fingerprint is None:
             raise ConfigError(
@@ -157,6 +169,9 @@ class StoreCorpus(Corpus):
 
     def derived(self, name: str) -> Path | None:
         return self._derived.find(name, self.generation)
+
+    def derived_of_any(self, name: str) -> Path | None:
+        return self._derived.find(name, None)
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
         return self._derived.publish(name, self.generation, write)

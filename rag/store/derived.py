@@ -33,9 +33,10 @@ class DerivedFiles:
         self._folder = directory / "derived"
         self._is_writable = is_writable
 
-    def find(self, name: str, generation: int) -> Path | None:
-        """The file of this very generation when its checksum holds, else None."""
-        row = self._row("SELECT file, checksum, bytes FROM derived WHERE name = ? AND generation = ?", name, generation)
+    def find(self, name: str, generation: int | None) -> Path | None:
+        """The file of this very generation (None: of any) when its checksum holds, else None."""
+        sql = "SELECT file, checksum, bytes FROM derived WHERE name = ?1 AND (?2 IS NULL OR generation = ?2)"
+        row = self._row(sql, name, generation)
         if row is None:
             return None
         path = self._folder / row[0]

@@ -40,6 +40,7 @@ class Entry:
 
     `vectors` maps chunk keys to (dimension,) vectors, only those that the store does not have under `fingerprint`;
     without a fingerprint no vectors are stored. `decision` (JSON) says why this document got its chunker.
+    `signature` is what near-duplicates are recognised by (rag.duplicates).
     """
 
     file: FileRecord
@@ -48,6 +49,7 @@ class Entry:
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     fingerprint: str | None = None
     decision: Mapping[str, Any] | None = None
+    signature: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

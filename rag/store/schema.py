@@ -1,5 +1,5 @@
 # ruff: noqa: S608 (only constants and question marks are put into SQL; values travel as parameters)
-"""The tables of `index.sqlite`, format 1, and the atomic creation of such a file."""
+"""The tables of `index.sqlite`, format 2, and the atomic creation of such a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FILE_NAME", "FORMAT", "LEXICAL", "PART_CHARS", "check_format", "crea
 
 FILE_NAME = "index.sqlite"
 APPLICATION_ID = 0x43_48_57_31  # "CHW1"
-FORMAT = 1
+FORMAT = 2
 
 PART_CHARS = 4096
 """A document's text is kept in parts of this many code points, so that a chunk is read from one part or two.
@@ -54,6 +54,10 @@ CREATE TABLE document_meta(
     value NOT NULL,
     PRIMARY KEY (document, name)) WITHOUT ROWID;
 
+CREATE TABLE signatures(
+    document INTEGER PRIMARY KEY REFERENCES documents ON DELETE CASCADE,
+    signature BLOB NOT NULL);
+
 CREATE TABLE files(
     origin TEXT PRIMARY KEY,
     source TEXT NOT NULL,
@@ -91,6 +95,7 @@ CREATE TABLE vectors(
     fingerprint INTEGER NOT NULL REFERENCES fingerprints,
     key BLOB NOT NULL,
     vector BLOB NOT NULL,
+    crc INTEGER NOT NULL,
     UNIQUE (key, fingerprint));
 
 CREATE VIRTUAL TABLE lexical USING {LEXICAL};

@@ -196,6 +196,11 @@ class Store:
             found.update((key.hex(), from_blob(blob)) for key, blob in rows)
         return found
 
+    def signatures(self) -> dict[str, bytes]:
+        """Document id -> signature, in reading order, of the documents that have one."""
+        sql = "SELECT d.doc_id, s.signature FROM signatures s JOIN documents d ON d.id = s.document ORDER BY d.id"
+        return dict(self._db.rows(sql))
+
     def documents(self, where: Filter | None = None) -> list[DocumentInfo]:
         """All documents in reading order; with a filter, those with a chunk that matches."""
         with self._db.reading():

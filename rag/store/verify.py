@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,10 @@ def _vectors(db: Database, checked: dict[str, int]) -> Iterator[str]:
     )
     for key, name, size, dimension in db.rows(sql):
         yield f"vector {key.lower()} of {name!r} has {size} bytes instead of {4 * dimension}"
+    sql = "SELECT hex(v.key), f.name, v.vector, v.crc FROM vectors v JOIN fingerprints f ON f.id = v.fingerprint"
+    for key, name, vector, crc in db.stream(sql):
+        if zlib.crc32(vector) != crc:
+            yield f"vector {key.lower()} of {name!r} is not the one that was committed"
     fingerprint = read_state(db, "manifest").get("fingerprint")
     if fingerprint is None:
         return

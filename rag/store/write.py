@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,8 @@ class Change:
             self._drop_document(before)
         if entry.fingerprint is not None:
             self._put_vectors(entry, entry.fingerprint)
+        if entry.signature is not None:
+            self._db.run("INSERT OR REPLACE INTO signatures VALUES (?, ?)", (document, entry.signature))
 
     def fail(self, record: FileRecord) -> None:
         """Quarantine a file. Its last good version stays until a better one comes or the file is removed."""
@@ -178,8 +181,10 @@ class Change:
         if not keys:
             return
         number = self._fingerprint_row(entry, fingerprint)
-        blobs = ((number, bytes.fromhex(key), to_blob(entry.vectors[key])) for key in keys if key in entry.vectors)
-        added = self._db.many("INSERT OR IGNORE INTO vectors(fingerprint, key, vector) VALUES (?, ?, ?)", blobs)
+        blobs = ((key, to_blob(entry.vectors[key])) for key in keys if key in entry.vectors)
+        rows = ((number, bytes.fromhex(key), blob, zlib.crc32(blob)) for key, blob in blobs)
+        sql = "INSERT OR IGNORE INTO vectors(fingerprint, key, vector, crc) VALUES (?, ?, ?, ?)"
+        added = self._db.many(sql, rows)
         self._changed = self._changed or added > 0
         held = 0
         for part in batches([bytes.fromhex(key) for key in keys]):
