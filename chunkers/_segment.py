@@ -1,0 +1,206 @@
+"""The core of all chunkers that weigh where to cut: atoms of a document, and the best way to group them.
+
+Every segmenting method here is one dynamic program over atoms 1..n with an additive score,
+
+    f[0] = 0,   f[i] = max over lo(i) <= j < i of  f[j] + gain(j, i) + prior[j],
+
+where chunk (j, i) holds the atoms j+1 .. i, `prior[j]` scores a boundary before atom j+1 (prior[0] does not count), and
+lo(i) is the smallest j for which the chunk keeps its limits. Ties go to the smallest j. Since an atom alone always
+keeps the limits, the result always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from chunkers._cuts import CutLevels
+from chunkers._pack import Ruler, split
+from rag.protocols import Embedder
+from rag.types import Document
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Gain = Callable[[int, int], Floats]
+    """`gain(i, low)`: the scores of the chunks (j, i) for j = low .. i-1, as one array."""
+
+__all__ = ["Atoms", "best_cuts", "coherence_gain", "reach_back", "size_penalty"]
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """The smallest parts of a document that are only cut when they must be: sentences, within all limits.
+
+    Atom i (0-based) is `text[starts[i]:ends[i]]`; together they tile the text. `embedder` is None for methods that
+    look at the text alone.
+    """
+
+    document: Document
+    ruler: Ruler
+    ends: tuple[int, ...]
+    embedder: Embedder | None = None
+
+    @classmethod
+    def of(cls, document: Document, ruler: Ruler, embedder: Embedder | None = None) -> Atoms:
+        """Sentences; one that exceeds the limits of `ruler` is cut at line ends, then at words."""
+        text, finer = document.text, CutLevels(document, ("lines",))
+        ends: list[int] = []
+        start = 0
+        for end in (*CutLevels(document, ("sentences",)).points(0), len(text)):
+            ends.extend([end] if ruler.fits(start, end) else split(ruler, finer, start, end))
+            start = end
+        return cls(document, ruler, tuple(ends), embedder)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        return (0, *self.ends[:-1])
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(self.document.text[start:end] for start, end in zip(self.starts, self.ends, strict=True))
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """(n,) tokens of each atom alone."""
+        import numpy as np
+
+        pairs = zip(self.starts, self.ends, strict=True)
+        return np.array([self.ruler.tokens.count(start, end) for start, end in pairs], dtype=np.int64)
+
+    @cached_property
+    def chars(self) -> NDArray[np.int64]:
+        """(n,) characters of each atom."""
+        import numpy as np
+
+        return np.diff(np.array((0, *self.ends), dtype=np.int64))
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """(n, d) unit vectors: every distinct text is embedded once."""
+        import numpy as np
+
+        if self.embedder is None:
+            raise ValueError("these atoms were made without an embedder")
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(self.texts))}
+        matrix = self.embedder.embed(list(distinct))
+        return np.ascontiguousarray(matrix[[distinct[text] for text in self.texts]])
+
+    @cached_property
+    def sums(self) -> Floats:
+        """(n + 1, d) prefix sums of the vectors: `sums[i] - sums[j]` is the sum over the chunk (j, i)."""
+        import numpy as np
+
+        sums = np.zeros((len(self) + 1, self.vectors.shape[1]))
+        np.cumsum(self.vectors, axis=0, dtype=np.float64, out=sums[1:])
+        return sums
+
+    @cached_property
+    def similarities(self) -> Floats:
+        """(n - 1,) cosines of neighbours."""
+        import numpy as np
+
+        return np.einsum("ij,ij->i", self.vectors[:-1], self.vectors[1:]).astype(np.float64)
+
+    def opens(self, points: list[int]) -> NDArray[np.bool_]:
+        """(n,) True for atoms that begin at one of the points; never for the first atom, which nothing stands before."""
+        import numpy as np
+
+        return np.isin(np.array(self.starts), np.array(points, dtype=np.int64))
+
+    @cached_property
+    def paragraphs(self) -> NDArray[np.bool_]:
+        """(n,) True for atoms that open a block or stand after an empty line."""
+        cuts = CutLevels(self.document, ("blocks", "parts", "blank-lines"))
+        points = sorted({at for level in range(len(cuts)) for at in cuts.points(level)})
+        return self.opens(points)
+
+    @cached_property
+    def sections(self) -> NDArray[np.bool_]:
+        """(n,) True for atoms that open a section: they begin with a heading."""
+        cuts = CutLevels(self.document, ("headings",))
+        return self.opens(cuts.points(len(cuts) - 1) if len(cuts) else [])
+
+
+def reach_back(atoms: Atoms, max_atoms: int | None = None) -> NDArray[np.int64]:
+    """(n + 1,) lo(i): the smallest j such that the atoms j+1 .. i together keep the limits; lo(i) <= i - 1.
+
+    Assumes that what fits still fits when atoms are taken from its front, and moves a window once over the atoms.
+    """
+    import numpy as np
+
+    low = np.zeros(len(atoms) + 1, dtype=np.int64)
+    j = 0
+    for i in range(1, len(atoms) + 1):
+        if max_atoms is not None:
+            j = max(j, i - max_atoms)
+        while j < i - 1 and not atoms.ruler.fits(atoms.starts[j], atoms.ends[i - 1]):
+            j += 1
+        low[i] = j
+    return low
+
+
+def best_cuts(low: NDArray[np.int64], gain: Gain, prior: Floats | None = None) -> list[int]:
+    """The boundaries 0 < c_1 < .. < c_k = n of the best segmentation, as numbers of atoms. O(n L) calls inside."""
+    import numpy as np
+
+    count = len(low) - 1
+    best, back = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    before = np.zeros(count + 1) if prior is None else np.append(prior, 0.0)
+    before[0] = 0.0
+    for i in range(1, count + 1):
+        first = int(low[i])
+        totals = best[first:i] + before[first:i] + gain(i, first)
+        at = int(np.argmax(totals))  # the first of equal ones
+        best[i], back[i] = totals[at], first + at
+    cuts, at = [], count
+    while at:
+        cuts.append(at)
+        at = int(back[at])
+    return cuts[::-1]
+
+
+def coherence_gain(sums: Floats, level: float | None = None) -> Gain:
+    """Sum over all pairs inside a chunk of (cosine - level); `level` defaults to the mean over all pairs.
+
+    With that default it is the reward of Chroma's ClusterSemanticChunker, from prefix sums instead of the n x n matrix:
+    the sum of the cosines of m unit vectors' pairs is (|V|^2 - m) / 2. A single atom scores 0.
+    """
+    import numpy as np
+
+    mean = mean_similarity(sums) if level is None else level
+    norms = np.einsum("ij,ij->i", sums, sums)
+
+    def gain(i: int, low: int) -> Floats:
+        sizes = np.arange(i - low, 0, -1, dtype=np.float64)
+        squares = norms[i] + norms[low:i] - 2.0 * (sums[low:i] @ sums[i])
+        values: Floats = (squares - sizes - mean * sizes * (sizes - 1.0)) / 2.0
+        return values
+
+    return gain
+
+
+def mean_similarity(sums: Floats) -> float:
+    """Mean cosine over all pairs of atoms; 0 for less than two."""
+    count = len(sums) - 1
+    return float((sums[-1] @ sums[-1] - count) / (count * (count - 1))) if count > 1 else 0.0
+
+
+def size_penalty(sizes: NDArray[np.int64], target: float) -> Gain:
+    """-(w - 1)^2 with w = size of the chunk / target: nothing at the target, -1 for nothing and for twice as much."""
+    import numpy as np
+
+    edges = np.concatenate(([0], np.cumsum(sizes))).astype(np.float64)
+
+    def gain(i: int, low: int) -> Floats:
+        values: Floats = -(((edges[i] - edges[low:i]) / target - 1.0) ** 2)
+        return values
+
+    return gain
