@@ -80,7 +80,7 @@ class Atoms:
         """(n,) characters of each atom."""
         import numpy as np
 
-        return np.diff(np.array((0, *self.ends), dtype=np.int64))
+        return np.array(self.ends, dtype=np.int64) - np.array(self.starts, dtype=np.int64)
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -107,7 +107,8 @@ class Atoms:
         """(n - 1,) cosines of neighbours."""
         import numpy as np
 
-        return np.einsum("ij,ij->i", self.vectors[:-1], self.vectors[1:]).astype(np.float64)
+        cosines: Floats = np.einsum("ij,ij->i", self.vectors[:-1], self.vectors[1:], dtype=np.float64)
+        return cosines
 
     def opens(self, points: list[int]) -> NDArray[np.bool_]:
         """(n,) True for atoms that begin at one of the points; never for the first atom, which nothing stands before."""
