@@ -39,26 +39,26 @@ class Ruler:
 
     def far(self, start: int) -> int:
         """No range from `start` that ends after this fits; for counters that are not additive it is a guess."""
-        return min(self.tokens.reach(start, self._budget(start)), start + self.max_chars, len(self.text))
+        return min(self.tokens.reach(start, self.budget(start)), start + self.max_chars, len(self.text))
 
     def fits(self, start: int, end: int) -> bool:
         """True when [start, end) is within the limits, counted exactly."""
         if end > self.far(start):
             return False
-        if self.tokens.count(start, end) > self._budget(start):
+        if self.tokens.count(start, end) > self.budget(start):
             return False
         return self._counter.additive or self._fits_assembled(start, end)
 
     def window(self, start: int, stop: int) -> int:
         """The end of the longest range from `start` that fits, at most `stop`; at least one user-visible character."""
-        budget = self._budget(start)
+        budget = self.budget(start)
         while True:
             end = fit_tokens(self.tokens, self.text, start, stop, budget, self.max_chars)
             if budget == 1 or self._counter.additive or self._fits_assembled(start, end):
                 return end
             budget -= 1
 
-    def _budget(self, start: int) -> int:
+    def budget(self, start: int) -> int:
         """Tokens that are left for the text of a chunk that starts at `start`."""
         header = self._header(start) if self._header else ""
         if header not in self._header_tokens:

@@ -11,7 +11,7 @@ keeps the limits, the result always does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Gain = Callable[[int, int], Floats]
     """`gain(i, low)`: the scores of the chunks (j, i) for j = low .. i-1, as one array."""
 
-__all__ = ["Atoms", "best_cuts", "coherence_gain", "reach_back", "size_penalty"]
+__all__ = ["Atoms", "best_cuts", "checked", "coherence_gain", "joined", "reach_back", "size_penalty"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,13 @@ class Atoms:
         return np.array([self.ruler.tokens.count(start, end) for start, end in pairs], dtype=np.int64)
 
     @cached_property
+    def edges(self) -> NDArray[np.int64]:
+        """(n + 1,) prefix sums of the tokens."""
+        import numpy as np
+
+        return np.concatenate(([0], np.cumsum(self.tokens)))
+
+    @cached_property
     def chars(self) -> NDArray[np.int64]:
         """(n,) characters of each atom."""
         import numpy as np
@@ -111,7 +118,7 @@ class Atoms:
         return cosines
 
     def opens(self, points: list[int]) -> NDArray[np.bool_]:
-        """(n,) True for atoms that begin at one of the points; never for the first atom, which nothing stands before."""
+        """(n,) True for atoms that begin at one of the points; never for the first atom: nothing stands before it."""
         import numpy as np
 
         return np.isin(np.array(self.starts), np.array(points, dtype=np.int64))
@@ -133,19 +140,51 @@ class Atoms:
 def reach_back(atoms: Atoms, max_atoms: int | None = None) -> NDArray[np.int64]:
     """(n + 1,) lo(i): the smallest j such that the atoms j+1 .. i together keep the limits; lo(i) <= i - 1.
 
-    Assumes that what fits still fits when atoms are taken from its front, and moves a window once over the atoms.
+    Tokens are added up over atoms, which is exact where counts add up and hardly ever too low elsewhere: `checked`
+    settles the rest.
     """
     import numpy as np
 
+    edges, ends, starts = atoms.edges, atoms.ends, atoms.starts
+    budgets = [atoms.ruler.budget(start) for start in starts]
     low = np.zeros(len(atoms) + 1, dtype=np.int64)
     j = 0
     for i in range(1, len(atoms) + 1):
         if max_atoms is not None:
             j = max(j, i - max_atoms)
-        while j < i - 1 and not atoms.ruler.fits(atoms.starts[j], atoms.ends[i - 1]):
+        while j < i - 1 and (edges[i] - edges[j] > budgets[j] or ends[i - 1] - starts[j] > atoms.ruler.max_chars):
             j += 1
         low[i] = j
     return low
+
+
+def joined(atoms: Atoms, cuts: Sequence[int], low: NDArray[np.int64], min_tokens: int) -> list[int]:
+    """The cuts without those between two groups of which one is below `min_tokens` and that fit together."""
+    edges = atoms.edges
+    kept: list[int] = []
+    for cut in cuts:
+        before, middle = (kept[-2] if len(kept) > 1 else 0), (kept[-1] if kept else 0)
+        if kept and min(edges[middle] - edges[before], edges[cut] - edges[middle]) < min_tokens and low[cut] <= before:
+            kept[-1] = cut
+        else:
+            kept.append(cut)
+    return kept
+
+
+def checked(atoms: Atoms, cuts: Sequence[int]) -> list[int]:
+    """The cuts, and in a group that does not keep the limits when counted as one, those of greedy packing."""
+    done: list[int] = []
+    start = 0
+    for end in cuts:
+        while not (end - start == 1 or atoms.ruler.fits(atoms.starts[start], atoms.ends[end - 1])):
+            cut = end - 1
+            while cut - start > 1 and not atoms.ruler.fits(atoms.starts[start], atoms.ends[cut - 1]):
+                cut -= 1
+            done.append(cut)
+            start = cut
+        done.append(end)
+        start = end
+    return done
 
 
 def best_cuts(low: NDArray[np.int64], gain: Gain, prior: Floats | None = None) -> list[int]:

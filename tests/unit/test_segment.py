@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkers._pack import Ruler
-from chunkers._segment import Atoms, best_cuts, coherence_gain, reach_back, size_penalty
+from chunkers._segment import Atoms, best_cuts, checked, coherence_gain, reach_back, size_penalty
 from rag.embedders.hashing import HashingEmbedder
 from rag.tokens import WordCounter
 from rag.types import Document
@@ -92,8 +92,12 @@ def test_atoms_tile_the_text_and_keep_the_limits(text: str, max_tokens: int) -> 
     for i in range(1, len(atoms) + 1):
         j = int(low[i])
         assert j < i
-        assert j == i - 1 or atoms.ruler.fits(atoms.starts[j], atoms.ends[i - 1])
-        assert j == 0 or not atoms.ruler.fits(atoms.starts[j - 1], atoms.ends[i - 1])
+        for first in range(j, i - 1):
+            assert atoms.ruler.fits(atoms.starts[first], atoms.ends[i - 1])
+    cuts = checked(atoms, [len(atoms)])
+    assert cuts[-1] == len(atoms)
+    for start, end in pairwise([0, *cuts]):
+        assert end - start == 1 or atoms.ruler.fits(atoms.starts[start], atoms.ends[end - 1])
 
 
 def test_every_distinct_sentence_is_embedded_once() -> None:
