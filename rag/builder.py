@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rag.config import PipelineConfig
+from rag.limits import Limits
 from rag.registry import check
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ class PipelineBuilder:
     def generator(self, name: str, **parameters: Any) -> PipelineBuilder:
         """How the answer is made."""
         return self._with("generator", name, parameters)
+
+    def executor(self, name: str, **parameters: Any) -> PipelineBuilder:
+        """Where files are read and cut: serial, threads or processes."""
+        return self._with("executor", name, parameters)
+
+    def limits(self, **limits: float) -> PipelineBuilder:
+        """What one file may cost (`rag.limits.Limits`); the others stay as they are."""
+        merged = Limits.from_dict({**self.config.limits, **limits})
+        defaults = Limits().to_dict()
+        given = {name: value for name, value in merged.to_dict().items() if value != defaults[name]}
+        return replace(self, config=self.config.merged({"limits": given}, where="builder"))
 
     def describe(self) -> str:
         """The YAML of this pipeline."""

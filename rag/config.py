@@ -1,14 +1,15 @@
 """One PipelineConfig for the builder, the YAML file and the command line.
 
 Layers, weakest first: defaults < the index's own config < user file < project file < environment < the call.
-A later layer replaces whole slots, except the environment, which may also set one parameter (RAG__SELECTOR__BUDGET).
+A later layer replaces whole slots, except the environment, which may also set one parameter (RAG__SELECTOR__BUDGET)
+or limit (RAG__LIMITS__MAX_PAGES). `executor` and `limits` say how to run, so an index does not keep them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,23 @@ from typing import Any
 import yaml
 
 from rag.errors import ConfigError
+from rag.limits import Limits
 from rag.registry import KINDS, Spec, catalogue, check, describe, spec_name
 
-__all__ = ["SLOTS", "PipelineConfig", "Resolved", "json_schema", "resolve"]
+__all__ = ["NEAR_DUPLICATES", "SLOTS", "PipelineConfig", "Resolved", "json_schema", "resolve"]
 
 SLOTS = ("chunker", "embedder", "retriever", "selector", "compressor", "generator")
+NEAR_DUPLICATES = ("report", "skip", "off")
 CONFIG_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Which plugin fills which slot. A spec is a name, or a mapping with `use` and parameters."""
+    """Which plugin fills which slot. A spec is a name, or a mapping with `use` and parameters.
+
+    `executor` is where files are read and cut, `limits` what one file may cost (`rag.limits.Limits`). Documents that
+    are nearly the same text as another are reported, kept out (`skip`), or not looked for (`off`).
+    """
 
     version: int = CONFIG_VERSION
     chunker: Spec = "recursive"
@@ -35,6 +42,10 @@ class PipelineConfig:
     selector: Spec = "top-k"
     compressor: Spec = "none"
     generator: Spec = "extractive"
+    near_duplicates: str = "report"
+    duplicate_threshold: float = 0.9
+    executor: Spec = "serial"
+    limits: Mapping[str, int | float] = field(default_factory=dict)
 
     @classmethod
     def default(cls) -> PipelineConfig:
@@ -60,7 +71,7 @@ class PipelineConfig:
         """A copy with the slots of `values` replaced; unknown keys are errors."""
         from difflib import get_close_matches
 
-        known = [field.name for field in fields(self)]
+        known = [one.name for one in fields(self)]
         for key in values:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -72,12 +83,24 @@ class PipelineConfig:
 
     def check(self) -> None:
         """ConfigError unless every slot can be built. No model is loaded."""
-        for slot in SLOTS:
+        for slot in (*SLOTS, "executor"):
             check(slot, getattr(self, slot), path=slot)
+        if not isinstance(self.limits, Mapping):
+            raise ConfigError(f"limits: expected a mapping of limits, not {self.limits!r}")
+        Limits.from_dict(self.limits)
+        if self.near_duplicates not in NEAR_DUPLICATES:
+            raise ConfigError(f"near_duplicates is one of {', '.join(NEAR_DUPLICATES)}, not {self.near_duplicates!r}")
+        threshold = self.duplicate_threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.5 <= threshold <= 1:
+            raise ConfigError(f"duplicate_threshold must be a number between 0.5 and 1, not {threshold!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in slot order."""
-        return {"version": self.version, **{slot: _plain(getattr(self, slot)) for slot in SLOTS}}
+        """Plain values, in the order above."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
+    def for_index(self) -> dict[str, Any]:
+        """What an index keeps: everything but how to run."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("executor", "limits")}
 
     def to_yaml(self) -> str:
         """The YAML that gives this config back."""
@@ -102,10 +125,10 @@ def resolve(
 ) -> Resolved:
     """Merge the layers (see the module text) and check the result. `config_file` stands in for the project file."""
     config = PipelineConfig.default()
-    origins = dict.fromkeys(SLOTS, "default")
+    origins = dict.fromkeys((one.name for one in fields(config) if one.name != "version"), "default")
     for where, values in _layers(config_file, index_config or {}, directory or Path.cwd()):
         config = config.merged(values, where=where)
-        origins |= {slot: where for slot in values if slot in SLOTS}
+        origins |= {slot: where for slot in values if slot in origins}
     for slot, spec in _from_environment(config, os.environ if environ is None else environ).items():
         config, origins[slot] = config.merged({slot: spec}, where="environment"), "environment"
     for slot, spec in (overrides or {}).items():
@@ -116,13 +139,24 @@ def resolve(
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the YAML file, for editors; built from the plugins that are installed."""
+    limits = Limits().to_dict()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Chunkwise pipeline",
         "type": "object",
         "additionalProperties": False,
-        "properties": {"version": {"const": CONFIG_VERSION}, **{slot: {"$ref": f"#/$defs/{slot}"} for slot in SLOTS}},
-        "$defs": {slot: _slot_schema(slot) for slot in SLOTS},
+        "properties": {
+            "version": {"const": CONFIG_VERSION},
+            **{slot: {"$ref": f"#/$defs/{slot}"} for slot in (*SLOTS, "executor")},
+            "limits": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {name: {"type": "number", "default": value} for name, value in limits.items()},
+            },
+            "near_duplicates": {"enum": list(NEAR_DUPLICATES)},
+            "duplicate_threshold": {"type": "number", "minimum": 0.5, "maximum": 1},
+        },
+        "$defs": {slot: _slot_schema(slot) for slot in (*SLOTS, "executor")},
     }
 
 
@@ -191,22 +225,25 @@ def _read_pyproject(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _from_environment(config: PipelineConfig, environ: Mapping[str, str]) -> dict[str, Spec]:
-    """RAG__SLOT=name replaces a slot, RAG__SLOT__PARAMETER=value sets one parameter of it."""
-    changed: dict[str, Spec] = {}
+def _from_environment(config: PipelineConfig, environ: Mapping[str, str]) -> dict[str, Any]:
+    """RAG__SLOT=name replaces a slot, RAG__SLOT__PARAMETER=value sets one parameter of it (or one limit)."""
+    changed: dict[str, Any] = {}
+    known = [one.name for one in fields(config) if one.name != "version"]
     for name in sorted(environ):
         parts = name.lower().split("__")
         if parts[0] != "rag" or len(parts) not in (2, 3):
             continue
-        if parts[1] not in SLOTS:
-            raise ConfigError(f"environment variable {name}: unknown slot {parts[1]!r}; slots: {', '.join(SLOTS)}")
+        key = parts[1]
+        if key not in known or (len(parts) == 3 and key.endswith(("duplicates", "threshold"))):
+            raise ConfigError(f"environment variable {name}: unknown slot {key!r}; slots: {', '.join(known)}")
         value = yaml.safe_load(environ[name])
         if len(parts) == 2:
-            changed[parts[1]] = value
-        else:
-            spec = changed.get(parts[1], getattr(config, parts[1]))
-            given = {} if isinstance(spec, str) else dict(spec)
-            changed[parts[1]] = {**given, "use": spec_name(spec, path=name), parts[2]: value}
+            changed[key] = value
+            continue
+        before = changed.get(key, getattr(config, key))
+        given = {} if isinstance(before, str) else dict(before)
+        use = {} if key == "limits" else {"use": spec_name(before, path=name)}
+        changed[key] = {**given, **use, parts[2]: value}
     return changed
 
 

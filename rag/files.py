@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -9,13 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rag.errors import InputError
+from rag.limits import Limits
 from rag.parsers._choose import parser_for, supported_suffixes
-from rag.parsers._limits import MAX_FILE_BYTES
 
-__all__ = ["FileListing", "FoundFile", "find_files"]
+__all__ = ["FileListing", "FoundFile", "find_files", "read_file"]
 
 IGNORE_FILE = ".ragignore"
+_IGNORE_BYTES = 50_000
+_IGNORE_LINES = 1_000
+_IGNORE_STARS = 2
+"""Of `*` in one name, and of `**`. The patterns become regular expressions, and nine stars take one name years: a
+folder from elsewhere must not be able to stop whoever reads it.
+"""
 _MAGIC = frozenset("*?[")
+_PIECE = 1_000_000
+_LINK_ERRORS = frozenset((errno.ELOOP, errno.EMLINK, errno.ENOTDIR))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,7 @@ def find_files(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     hidden: bool = False,
+    limits: Limits | None = None,
 ) -> FileListing:
     """All readable files at `paths`: files, folders (walked to the bottom) and patterns such as `docs/**/*.md`.
 
@@ -55,10 +66,62 @@ def find_files(
     it. Links inside a folder are followed to files in that folder only. Hidden names are left out unless `hidden`.
     Nothing here raises for a bad path: what cannot be read is among the problems.
     """
-    search = _Search(include=_patterns(include) if include else None, exclude=_patterns(exclude), hidden=hidden)
+    search = _Search(
+        include=_patterns(include) if include else None,
+        exclude=_patterns(exclude),
+        hidden=hidden,
+        limits=limits or Limits(),
+    )
     for typed in paths:
         search.take(os.fspath(typed))
     return search.listing()
+
+
+def read_file(found: FoundFile, limits: Limits) -> bytes:
+    """The bytes of a listed file, never more than the limit, whatever has become of the file since it was listed.
+
+    InputError when it is gone, is no regular file any more, has grown over the limit, or when it or a folder above
+    it has been replaced by a link.
+    """
+    limit = limits.max_file_bytes
+    try:
+        descriptor = _open_without_links(found.path)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{found.source}: no regular file any more")
+            data = os.read(descriptor, min(facts.st_size, limit) + 1)
+            while len(data) <= limit and (more := os.read(descriptor, min(_PIECE, limit + 1 - len(data)))):
+                data += more
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        replaced = "it, or a folder above it, was replaced by a link while files were listed"
+        reason = replaced if error.errno in _LINK_ERRORS else error.strerror or str(error)
+        raise InputError(f"{found.source}: cannot be read: {reason}") from error
+    if len(data) > limit:
+        raise InputError(f"{found.source}: {limits.over('max_file_bytes', max(len(data), facts.st_size))}")
+    return data
+
+
+def _open_without_links(path: Path) -> int:
+    """A descriptor of `path`, which holds no link: folder by folder, so that none can be put in its place meanwhile.
+
+    Where a system cannot open relative to a folder, the path is opened at once. Never waits for a pipe's other end.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    if os.open not in os.supports_dir_fd:
+        return os.open(path, flags)
+    through = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
+    folder = os.open(path.anchor, through)
+    try:
+        for part in path.parts[1:-1]:
+            inner = os.open(part, through, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(path.name, flags, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _patterns(lines: Sequence[str]) -> Any:
@@ -74,13 +137,19 @@ class _Search:
     include: Any
     exclude: Any
     hidden: bool
+    limits: Limits
     found: dict[Path, FoundFile] = field(default_factory=dict)
     problems: set[tuple[str, str]] = field(default_factory=set)
     ignored: set[Path] = field(default_factory=set)
 
     def take(self, typed: str) -> None:
         """Add what one typed path or pattern stands for."""
-        path = Path(typed)
+        try:
+            self._take(Path(typed), typed)
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL in it
+            self._problem(typed, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+    def _take(self, path: Path, typed: str) -> None:
         if not os.path.lexists(path) and _MAGIC & set(typed):
             self._take_pattern(path)
             return
@@ -143,11 +212,26 @@ class _Search:
                 self._add(path, source, explicit=False)
 
     def _ignore_lines(self, root: Path, prefix: str) -> Any:
-        file = root / IGNORE_FILE
+        file, source = root / IGNORE_FILE, str(PurePosixPath(prefix) / IGNORE_FILE)
+        usable: list[str] = []
         try:
-            return _patterns(file.read_text("utf-8").splitlines() if file.is_file() else [])
+            if not file.is_file():
+                return _patterns([])
+            if not file.resolve().is_relative_to(root):
+                raise ValueError("a link that leads out of its folder")
+            with file.open("rb") as stream:
+                data = stream.read(_IGNORE_BYTES + 1)
+            lines = data.decode("utf-8-sig").splitlines()
+            if len(data) > _IGNORE_BYTES or len(lines) > _IGNORE_LINES:
+                raise ValueError(f"more than {_IGNORE_BYTES:,} bytes or {_IGNORE_LINES:,} lines")
+            for number, line in enumerate(lines, 1):
+                if why := _ignore_problem(line):
+                    self._problem(source, f"line {number} is not used: {why}")
+                else:
+                    usable.append(line)
+            return _patterns(usable)
         except (OSError, ValueError) as error:
-            self._problem(str(PurePosixPath(prefix) / IGNORE_FILE), f"cannot be read: {error}")
+            self._problem(source, f"cannot be read: {error}")
             return _patterns([])
 
     def _below(self, root: Path, folder: Path, prefix: str) -> Iterator[Path]:
@@ -191,8 +275,8 @@ class _Search:
             self._problem(source, "no regular file")
         elif not os.access(real, os.R_OK):
             self._problem(source, "cannot be read: permission denied")
-        elif facts.st_size > MAX_FILE_BYTES:
-            self._problem(source, f"{facts.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Split the file")
+        elif facts.st_size > self.limits.max_file_bytes:
+            self._problem(source, self.limits.over("max_file_bytes", facts.st_size))
         else:
             size, changed = facts.st_size, facts.st_mtime_ns
             found = FoundFile(path=real, source=source, parser=parser, size_bytes=size, mtime_ns=changed)
@@ -200,6 +284,19 @@ class _Search:
 
     def _problem(self, source: str, error: str) -> None:
         self.problems.add((_printable(source), _printable(error)))
+
+
+def _ignore_problem(line: str) -> str:
+    """Why a line of an ignore file cannot be used, "" when it can."""
+    names = line.split("/")
+    stars = max((name.count("*") for name in names if name != "**"), default=0)
+    if not line.startswith("#") and max(stars, names.count("**")) > _IGNORE_STARS:
+        return f"more than {_IGNORE_STARS} stars in one name, or more than {_IGNORE_STARS} of **"
+    try:
+        _patterns([line])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _typed_name(path: Path) -> str | None:

@@ -10,8 +10,8 @@ from rag.store.schema import FILE_NAME
 from rag.store.store import Store
 
 if TYPE_CHECKING:
-    from rag.ingest import IngestReport
     from rag.protocols import Retriever, Searcher
+    from rag.report import IngestReport
     from rag.store.corpus import StoreCorpus
     from rag.types import Document
 

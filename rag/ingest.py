@@ -1,83 +1,34 @@
 """Files -> documents -> chunks -> vectors -> store, one durable batch at a time.
 
-Batches are cut from the whole sorted listing, unchanged files included, so that a run that is resumed after a
-kill forms the very same batches, and so the very same bytes, as a run that was never interrupted.
+An executor reads, parses and cuts; everything that decides or writes happens here, in the order of the listing, so
+that any executor with any number of workers gives the same bytes. Batches are cut from the whole sorted listing,
+unchanged files included, so that a run that is resumed after a kill forms the very same batches as one that was never
+interrupted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rag.errors import InputError, MissingError
 from rag.files import FileListing, FoundFile
-from rag.parsers._sandbox import ParserPool
-from rag.registry import load
-from rag.store.checks import check_entry
+from rag.limits import Limits
+from rag.planning import Plan, Planner, batches, cutting, left_out, missing, recipe, twin_of
+from rag.protocols import Job, Outcome
+from rag.report import Failure, IngestReport, NearDuplicate, Progress
 from rag.store.records import Entry, FileRecord
-from rag.types import Chunk, Document
+from rag.twins import Twins
 
 if TYPE_CHECKING:
-    from rag.protocols import Chunker, Embedder, Vectors
+    from rag.protocols import Chunker, Embedder, Runner, Vectors
     from rag.store.store import Store
+    from rag.types import Chunk
 
-__all__ = ["Failure", "IngestReport", "Ingestion", "Progress"]
-
-BATCH_FILES = 16
-BATCH_BYTES = 8_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One input that did not become a document, and why."""
-
-    source: str
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Told after every batch. `done` and `total` count files, `bytes_done` what lies behind them on disk."""
-
-    done: int
-    total: int
-    bytes_done: int
-    bytes_total: int
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestReport:
-    """What one ingestion did. `documents` and `chunks` were written now, `skipped` files had not changed."""
-
-    documents: int = 0
-    chunks: int = 0
-    embedded: int = 0
-    skipped: int = 0
-    removed: int = 0
-    ignored: int = 0
-    ignored_types: tuple[str, ...] = ()
-    failed: tuple[Failure, ...] = ()
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON-safe form that `rag ingest --json` prints."""
-        failed = [{"source": failure.source, "error": failure.error} for failure in self.failed]
-        return {
-            "documents": self.documents,
-            "chunks": self.chunks,
-            "skipped": self.skipped,
-            "failed": failed,
-            "seconds": self.seconds,
-            "embedded": self.embedded,
-            "removed": self.removed,
-            "ignored": self.ignored,
-            "ignored_types": list(self.ignored_types),
-        }
+__all__ = ["Failure", "IngestReport", "Ingestion", "NearDuplicate", "Progress", "cutting", "recipe"]
 
 
 @dataclass
@@ -87,17 +38,35 @@ class _Batch:
     entries: list[Entry] = field(default_factory=list)
     touched: list[FileRecord] = field(default_factory=list)
     broken: list[FileRecord] = field(default_factory=list)
-    moved_from: list[str] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Tally:
+    """The report as it grows."""
+
+    documents: int = 0
+    chunks: int = 0
+    embedded: int = 0
     skipped: int = 0
+    left_out: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    near_duplicates: list[NearDuplicate] = field(default_factory=list)
+    done: int = 0
+    bytes_done: int = 0
+    bytes_read: int = 0
+
+    def fail(self, source: str, error: str) -> None:
+        """Note a failure whose reason does not say its source twice."""
+        self.failed.append(Failure(source=source, error=error.removeprefix(f"{source}: ")))
 
 
 @dataclass
 class Ingestion:
-    """One run of ingestion into a writable store.
+    """One run of ingestion into a writable store; use it once.
 
     `embedder` is None when no retriever reads vectors; `fingerprint` is the name that the index has for its vectors;
-    `counter` names the tokenizer that sizes the chunks.
+    `counter` names the tokenizer that sizes the chunks. `twins` finds near-duplicates, `leave_out` keeps them out.
     """
 
     store: Store
@@ -105,110 +74,179 @@ class Ingestion:
     embedder: Embedder | None
     fingerprint: str | None
     counter: str
-    pool: ParserPool
+    runner: Runner
+    limits: Limits = field(default_factory=Limits)
+    twins: Twins | None = None
+    leave_out: bool = False
     on_progress: Callable[[Progress], None] | None = None
+    changed: bool = field(default=False, init=False)
+    """True when something was committed."""
 
     def run(self, listing: FileListing, *, delete_below: Sequence[Path] = ()) -> IngestReport:
         """Ingest the listing; every batch is durable when the next one starts.
 
-        Indexed files below the folders `delete_below` that exist no longer are removed.
+        Indexed files below the folders `delete_below` that exist no longer are removed, last of all, so that what
+        has moved finds its vectors.
         """
-        started = time.perf_counter()
-        known = self.store.files()
-        owners = {record.source: record for record in known.values()}
-        report = IngestReport(
-            ignored=listing.ignored,
-            ignored_types=tuple(sorted(listing.ignored_suffixes)),
-            failed=tuple(_failure(source, error) for source, error in listing.problems),
+        self._started = time.perf_counter()
+        self._planner = Planner(
+            store=self.store,
+            chunker=self.chunker,
+            counter=self.counter,
+            fingerprint=self.fingerprint,
+            limits=self.limits,
+            left_out_at=self.twins.threshold if self.twins and self.leave_out else None,
+            started_ns=time.time_ns(),
         )
-        gone = _missing(known, listing, delete_below)
+        self._listing, self._tally, self._batch = listing, _Tally(), _Batch()
+        self._bytes_total = sum(found.size_bytes for found in listing.files)
+        self._asleep: list[tuple[FoundFile, str]] = []
+        for source, error in listing.problems:
+            self._tally.fail(source, error)
+        self._pass(listing.files)
+        woken = [found for found, twin in self._asleep if self.twins is None or not self.twins.is_there(twin)]
+        if woken:
+            self._tally.left_out -= len(woken)
+            self._pass(woken, again=True)
+        gone = missing(self.store, listing, delete_below) if delete_below else []
         if gone:
             self.store.commit(removed=gone)
-            report = replace(report, removed=len(gone))
-        total, bytes_total, done, bytes_done = len(listing.files), sum(f.size_bytes for f in listing.files), 0, 0
-        for group in _groups(listing.files):
-            batch = _Batch()
-            for found in group:
-                self._take(found, known, owners, batch)
-            embedded = self._commit(batch)
-            done += len(group)
-            bytes_done += sum(found.size_bytes for found in group)
-            report = replace(
-                report,
-                documents=report.documents + len(batch.entries),
-                chunks=report.chunks + sum(len(entry.chunks) for entry in batch.entries),
-                embedded=report.embedded + embedded,
-                skipped=report.skipped + batch.skipped,
-                failed=report.failed + tuple(batch.failed),
-            )
-            if self.on_progress:
-                self.on_progress(
-                    Progress(
-                        done=done, total=total, bytes_done=bytes_done, bytes_total=bytes_total, source=group[-1].source
-                    )
-                )
-        return replace(report, seconds=time.perf_counter() - started)
+            self.changed = True
+        return self._report(len(gone))
 
-    def _take(
-        self, found: FoundFile, known: dict[str, FileRecord], owners: dict[str, FileRecord], batch: _Batch
-    ) -> None:
-        """Decide what to do with one file, and do all of it but the embedding and the commit."""
-        origin, old = str(found.path), known.get(str(found.path))
-        source = old.source if old else found.source
-        owner = owners.get(source)
-        if owner and owner.origin != origin and not Path(owner.origin).exists():
-            batch.moved_from.append(owner.origin)  # the file has moved, and its name with it
-        elif owner and owner.origin != origin:
-            error = (
-                f"{origin}: the name {source!r} stands for {owner.origin} already; ingest their common parent folder"
-            )
-            batch.failed.append(_failure(source, error))
-            return
-        recipe = self._recipe(found.parser)
-        same_recipe = old is not None and old.recipe == recipe
-        if old and same_recipe and (old.size_bytes, old.mtime_ns) == (found.size_bytes, found.mtime_ns):
-            self._keep(old, batch)
-            return
-        try:
-            data = found.path.read_bytes()
-        except OSError as error:
-            batch.failed.append(_failure(source, f"cannot be read: {error.strerror or error}"))
-            return
-        record = FileRecord(
-            origin=origin,
-            source=source,
-            content_hash=hashlib.blake2b(data, digest_size=16).hexdigest(),
-            size_bytes=found.size_bytes,
-            mtime_ns=found.mtime_ns,
-            recipe=recipe,
-            doc_id=None,
-            error=None,
+    def _report(self, removed: int) -> IngestReport:
+        tally = self._tally
+        return IngestReport(
+            documents=tally.documents,
+            chunks=tally.chunks,
+            embedded=tally.embedded,
+            skipped=tally.skipped,
+            removed=removed,
+            left_out=tally.left_out,
+            ignored=self._listing.ignored,
+            ignored_types=tuple(sorted(self._listing.ignored_suffixes)),
+            failed=tuple(tally.failed),
+            near_duplicates=tuple(tally.near_duplicates),
+            seconds=time.perf_counter() - self._started,
         )
-        owners[source] = record
-        if old and same_recipe and old.content_hash == record.content_hash:
-            batch.touched.append(replace(record, doc_id=old.doc_id, error=old.error))
-            self._keep(old, batch)
+
+    # ------------------------------------------------------------------ one pass over files
+
+    def _pass(self, files: Sequence[FoundFile], *, again: bool = False) -> None:
+        """Plan, read and commit. The runner pulls jobs ahead of the outcomes that it gives; plans wait in between."""
+        waiting: deque[Plan] = deque()
+
+        def jobs() -> Iterator[Job]:
+            for group in batches(files):
+                for plan in self._planner.plans(group, again=again):
+                    waiting.append(plan)
+                    if plan.job:
+                        yield plan.job
+                    else:
+                        self._settle(waiting)
+
+        for outcome in self.runner.run(jobs()):
+            self._settle(waiting)
+            plan = waiting.popleft()
+            self._take(plan, outcome)
+            self._end(plan)
+            self._settle(waiting)
+
+    def _settle(self, waiting: deque[Plan]) -> None:
+        """Put those plans behind us that need no outcome and wait for none before them."""
+        while waiting and not waiting[0].job:
+            plan = waiting.popleft()
+            if plan.error:
+                self._tally.fail(plan.source, plan.error)
+            elif plan.old:
+                self._keep(plan.old, plan.found)
+            self._end(plan)
+
+    def _take(self, plan: Plan, outcome: Outcome) -> None:
+        """Put the outcome of a job into the batch."""
+        old, document = plan.old, outcome.document
+        self._tally.bytes_read += plan.found.size_bytes
+        if outcome.error and not (outcome.lasting and outcome.content_hash):
+            self._tally.fail(plan.source, outcome.error)
             return
-        self._parse(found.parser, data, record, batch)
+        if plan.moved_from:
+            self._batch.removed.append(plan.moved_from)
+        if outcome.error:
+            self._batch.broken.append(self._planner.record(plan, outcome.content_hash, error=outcome.error))
+            self._tally.fail(plan.source, outcome.error)
+        elif document:
+            record = self._planner.record(plan, outcome.content_hash, doc_id=document.id)
+            entry = Entry(file=record, document=document, chunks=outcome.chunks, signature=outcome.signature)
+            self._put(plan, entry)
+        elif old:
+            record = self._planner.record(plan, outcome.content_hash, doc_id=old.doc_id, error=old.error)
+            if record != old:
+                self._batch.touched.append(record)
+            self._keep(old, plan.found)
 
-    def _keep(self, old: FileRecord, batch: _Batch) -> None:
+    def _put(self, plan: Plan, entry: Entry) -> None:
+        """A document goes into the batch, or stays out because its twin is in."""
+        document, twin = entry.document, None
+        if self.twins and entry.signature:
+            twin = self.twins.find(document.id, document.source, entry.signature)
+            if plan.old and plan.old.doc_id and plan.old.doc_id != document.id:
+                self.twins.drop(plan.old.doc_id)
+        if twin:
+            self._tally.near_duplicates.append(
+                NearDuplicate(
+                    source=document.source, of=twin.source, similarity=twin.similarity, left_out=self.leave_out
+                )
+            )
+        if self.twins and twin and self.leave_out:
+            self._tally.left_out += 1
+            self.twins.drop(document.id)
+            record = self._planner.record(plan, entry.file.content_hash, error=left_out(twin))
+            self._batch.broken.append(record)
+            self._batch.removed.append(record.origin)  # an older version of it goes too
+            return
+        if self.twins and entry.signature:
+            self.twins.add(document.id, document.source, entry.signature)
+        self._batch.entries.append(entry)
+
+    def _keep(self, old: FileRecord, found: FoundFile) -> None:
+        """A file that is what it was."""
         if old.error is None:
-            batch.skipped += 1
+            self._tally.skipped += 1
+        elif twin := twin_of(old.error):
+            self._tally.left_out += 1
+            self._asleep.append((found, twin))
         else:
-            batch.failed.append(_failure(old.source, old.error))
+            self._tally.fail(old.source, old.error)
 
-    def _parse(self, parser: str, data: bytes, record: FileRecord, batch: _Batch) -> None:
-        try:
-            document = self.pool.parse(parser, data, record.source)
-            entry = _entry(record, document, self.chunker.chunk(document))
-            check_entry(entry)
-        except InputError as error:
-            batch.broken.append(replace(record, error=str(error)))
-            batch.failed.append(_failure(record.source, str(error)))
-        except MissingError as error:  # not the file's fault, so it is not remembered
-            batch.failed.append(_failure(record.source, str(error)))
-        else:
-            batch.entries.append(entry)
+    # ------------------------------------------------------------------ commits
+
+    def _end(self, plan: Plan) -> None:
+        """Count a file, and commit when it is the last of its batch."""
+        batch, tally = self._batch, self._tally
+        tally.done += 1
+        tally.bytes_done += plan.found.size_bytes
+        if not plan.ends_batch:
+            return
+        self._batch = _Batch()
+        tally.embedded += self._commit(batch)
+        tally.documents += len(batch.entries)
+        tally.chunks += sum(len(entry.chunks) for entry in batch.entries)
+        if self.on_progress:
+            self.on_progress(self._progress(plan.source))
+
+    def _progress(self, source: str) -> Progress:
+        tally, seconds, total = self._tally, time.perf_counter() - self._started, len(self._listing.files)
+        left = max(0, self._bytes_total - tally.bytes_done)
+        return Progress(
+            done=min(tally.done, total),
+            total=total,
+            bytes_done=min(tally.bytes_done, self._bytes_total),
+            bytes_total=self._bytes_total,
+            source=source,
+            failed=len(tally.failed),
+            seconds=round(seconds, 3),
+            eta_seconds=round(seconds * left / tally.bytes_read, 1) if tally.bytes_read else None,
+        )
 
     def _commit(self, batch: _Batch) -> int:
         """Embed what is new and make the batch durable; the number of texts embedded."""
@@ -216,9 +254,10 @@ class Ingestion:
         if self.fingerprint is not None:
             batch.entries = [_with_vectors(entry, vectors, self.fingerprint) for entry in batch.entries]
         if batch.entries or batch.touched or batch.broken:
-            self.store.commit(
-                entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.moved_from
-            )
+            self.changed = True
+            self.store.commit(entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.removed)
+        if self.twins:
+            self.twins.commit()
         return len(vectors)
 
     def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vectors]:
@@ -233,55 +272,7 @@ class Ingestion:
         matrix = self.embedder.embed([texts[key] for key in fresh])
         return {key: matrix[row] for row, key in enumerate(fresh)}
 
-    def _recipe(self, parser: str) -> str:
-        """Names everything that shapes the chunks of a file: when it changes, the file is read again."""
-        version = load("parser", parser).version
-        shape = f"{parser}/{version}|{self.chunker!r}|{self.counter}|{self.fingerprint}"
-        return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
-
-
-def _failure(source: str, error: str) -> Failure:
-    """A failure whose reason does not say its source twice."""
-    return Failure(source=source, error=error.removeprefix(f"{source}: "))
-
-
-def _entry(record: FileRecord, document: Document, chunks: Sequence[Chunk]) -> Entry:
-    return Entry(
-        file=replace(record, doc_id=document.id),
-        document=document,
-        chunks=tuple(chunks),
-        vectors={},
-        fingerprint=None,
-        decision=None,
-    )
-
 
 def _with_vectors(entry: Entry, vectors: dict[str, Vectors], fingerprint: str) -> Entry:
     keys = sorted({chunk.key for chunk in entry.chunks} & vectors.keys())
     return replace(entry, vectors={key: vectors[key] for key in keys}, fingerprint=fingerprint)
-
-
-def _groups(files: Sequence[FoundFile]) -> Iterator[list[FoundFile]]:
-    """Consecutive files, at most BATCH_FILES and, but for a single large file, BATCH_BYTES together."""
-    group: list[FoundFile] = []
-    size = 0
-    for found in files:
-        if group and (len(group) == BATCH_FILES or size + found.size_bytes > BATCH_BYTES):
-            yield group
-            group, size = [], 0
-        group.append(found)
-        size += found.size_bytes
-    if group:
-        yield group
-
-
-def _missing(known: dict[str, FileRecord], listing: FileListing, roots: Sequence[Path]) -> list[str]:
-    """Known origins below `roots` that exist no longer. A file that is there but was not listed is not missing."""
-    present = {str(found.path) for found in listing.files}
-    return sorted(
-        origin
-        for origin in known
-        if origin not in present
-        and any(Path(origin).is_relative_to(root) for root in roots)
-        and not Path(origin).exists()
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from rag.index import Index
 from rag.registry import build, spec_name
 
 if TYPE_CHECKING:
-    from rag.ingest import Progress
-    from rag.protocols import Chunker, Compressor, Embedder, Filter, Generator, Retriever, Selector
+    from rag.files import FileListing
+    from rag.limits import Limits
+    from rag.protocols import Chunker, Compressor, Embedder, Executor, Filter, Generator, Retriever, Selector
+    from rag.report import IngestReport, Progress
     from rag.store.store import Store
     from rag.types import Chunk, Document, Hit
 
@@ -47,7 +50,8 @@ class Pipeline:
 
     @cached_property
     def chunker(self) -> Chunker:
-        plugin: Chunker = self._build("chunker", {"counter": lambda: self.embedder.counter})
+        services = {"counter": lambda: self.embedder.counter, "generator": lambda: self.generator}
+        plugin: Chunker = self._build("chunker", services)
         return plugin
 
     @cached_property
@@ -78,9 +82,10 @@ class Pipeline:
 
     def parse(self, path: str | Path) -> Document:
         """The document of one file; InputError when it cannot be read."""
+        from rag.limits import Limits
         from rag.reading import read_document
 
-        return read_document(path)
+        return read_document(path, limits=Limits.from_dict(self.config.limits))
 
     def chunk(self, document: Document | str | Path) -> list[Chunk]:
         """The chunks of a document, or of a file."""
@@ -106,28 +111,64 @@ class Pipeline:
         stays. Files that cannot be read are listed in `index.report.failed`; the others go in.
         """
         from rag.files import find_files
-        from rag.ingest import Ingestion
-        from rag.parsers._sandbox import ParserPool
+        from rag.limits import Limits
         from rag.store.store import Store
 
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        listing = find_files(paths, include=include, exclude=exclude, hidden=hidden)
+        limits = Limits.from_dict(self.config.limits)
+        listing = find_files(paths, include=include, exclude=exclude, hidden=hidden, limits=limits)
         roots = [Path(path).resolve() for path in paths if Path(path).is_dir()] if delete_missing else []
-        embedder = self.embedder if self.retriever.uses_vectors else None
-        with Store.create_or_open(Path(into), wait_seconds=wait_seconds) as store, ParserPool() as pool:
+        with Store.create_or_open(Path(into), wait_seconds=wait_seconds) as store:
+            report = self._ingest(store, listing, roots, limits, on_progress)
+            self._open_once(store)
+        return Index(Store.open(Path(into)), report)
+
+    def _ingest(
+        self,
+        store: Store,
+        listing: FileListing,
+        roots: Sequence[Path],
+        limits: Limits,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> IngestReport:
+        from rag.executors._work import FileWork, name_cuts
+        from rag.ingest import Ingestion
+        from rag.twins import Twins
+
+        config, embedder = self.config, self.embedder if self.retriever.uses_vectors else None
+        fingerprint = self._claim(store, embedder)
+        counter = f"{self.embedder.counter.name}/{self.embedder.counter.limit}"
+        twins = None if config.near_duplicates == "off" else Twins(store, config.duplicate_threshold)
+        work = FileWork(
+            {slot: getattr(config, slot) for slot in ("chunker", "embedder", "generator")},
+            limits=limits,
+            cuts=name_cuts(self.chunker, counter),
+            signatures=twins is not None,
+            chunker=lambda: self.chunker,
+        )
+        executor: Executor = self._build("executor", {})
+        with closing(executor.open(work)) as runner:
             run = Ingestion(
                 store=store,
                 chunker=self.chunker,
                 embedder=embedder,
-                fingerprint=self._claim(store, embedder),
-                counter=f"{self.embedder.counter.name}/{self.embedder.counter.limit}",
-                pool=pool,
+                fingerprint=fingerprint,
+                counter=counter,
+                runner=runner,
+                limits=limits,
+                twins=twins,
+                leave_out=config.near_duplicates == "skip",
                 on_progress=on_progress,
             )
-            report = run.run(listing, delete_below=roots)
+            return run.run(listing, delete_below=roots)
+
+    def _open_once(self, store: Store) -> None:
+        """Let the retriever publish its derived files, while the writer lock is held and when chunks have changed."""
+        ready = {"generation": store.generation, "retriever": repr(self.retriever)}
+        if store.manifest().get("ready") != ready:
             with store.corpus() as corpus:
-                self.retriever.open(corpus).close()  # publishes derived files while the writer lock is held
-        return Index(Store.open(Path(into)), report)
+                self.retriever.open(corpus).close()
+            store.set_manifest({**store.manifest(), "ready": ready})
 
     def search(
         self, question: str, index: Index | str | Path, *, k: int | None = None, where: Filter | None = None
@@ -217,7 +258,7 @@ class Pipeline:
                 f"Use a retriever that reads vectors, or ingest into a new --index folder"
             )
         wanted = {
-            "config": self.config.to_dict(),
+            "config": self.config.for_index(),
             "fingerprint": ours,
             "dimension": embedder.dimension if embedder else None,
             "counter": self.embedder.counter.name,

@@ -9,8 +9,8 @@ fields that are no hyper-parameters: `service()` is handed over by the pipeline,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,14 +29,19 @@ __all__ = [
     "Compressor",
     "Corpus",
     "Embedder",
+    "Executor",
     "Filter",
     "Generator",
+    "Job",
+    "Outcome",
     "Parser",
     "Retriever",
+    "Runner",
     "Searcher",
     "Selector",
     "SliceCounter",
     "TokenCounter",
+    "Work",
     "nested",
     "service",
 ]
@@ -49,9 +54,12 @@ Fields: `source`, `doc_id`, `title`, `section`, `meta.NAME`. Operators: eq, ne, 
 """
 
 
-def service() -> Any:
-    """A field that the pipeline fills by its name: `embedder`, `counter` or `generator`."""
-    return field(metadata={"service": True}, repr=False)
+def service(default: Any = MISSING) -> Any:
+    """A field that the pipeline fills by its name: `embedder`, `counter`, `generator` or, for parsers, `limits`.
+
+    Where nobody offers the service, the plugin gets `default`; without one it cannot be built.
+    """
+    return field(default=default, metadata={"service": True}, repr=False)
 
 
 def nested(kind: str, default: Any = None) -> Any:
@@ -283,3 +291,72 @@ class Generator(Protocol):
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
     ) -> Generation:
         """The answer; `on_text` receives the text as it grows. Every citation is an exact span of its document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One file to read, in plain values. A file whose bytes hash to `known_hash` is not parsed again."""
+
+    path: str
+    source: str
+    parser: str
+    size_bytes: int
+    known_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a job: a document with its chunks, or an error, or neither when the bytes were known.
+
+    `content_hash` is "" when the bytes could not be read. `lasting` says that the error lies in the bytes, so that
+    reading them again would only repeat it.
+    """
+
+    content_hash: str = ""
+    document: Document | None = None
+    chunks: tuple[Chunk, ...] = ()
+    signature: bytes | None = None
+    error: str = ""
+    lasting: bool = False
+
+
+class Work(Protocol):
+    """What an executor runs for every job. It is made anew in another process from `describe()`."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values from which `rag.executors` makes an equal work elsewhere."""
+
+    @abstractmethod
+    def copy(self) -> Work:
+        """An equal work that may run beside this one in another thread."""
+
+    @abstractmethod
+    def run(self, job: Job) -> Outcome:
+        """Never raises for the sake of one job, only when no job could succeed (ConfigError)."""
+
+    def close(self) -> None:
+        """Give back child processes; calling twice is fine."""
+
+
+class Runner(Protocol):
+    """An executor at work."""
+
+    @abstractmethod
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """One outcome per job, in the order of the jobs.
+
+        Jobs are pulled in the caller's thread, only while few outcomes wait to be taken: a slow caller stops the
+        reading. A worker that dies is replaced and its job tried once more, then the outcome is an error.
+        """
+
+    def close(self) -> None:
+        """End what was started, also in the middle of a run; calling twice is fine."""
+
+
+class Executor(Protocol):
+    """Where the per-file work of an ingestion runs. Any executor gives the same outcomes."""
+
+    @abstractmethod
+    def open(self, work: Work) -> Runner:
+        """Ready to run; processes start when jobs come."""

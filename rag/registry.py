@@ -33,6 +33,7 @@ KINDS = {
     "selector": "Selector",
     "compressor": "Compressor",
     "generator": "Generator",
+    "executor": "Executor",
 }
 """Kind -> name of its protocol in rag.protocols."""
 
@@ -58,18 +59,27 @@ class PluginInfo:
 
 
 @cache
+def _declared() -> Any:
+    """Every entry point of every installed package, read once: there may be hundreds of small files to open.
+
+    Python 3.11 and 3.12 disagree on its type, not on `select`.
+    """
+    return entry_points()
+
+
+@cache
 def catalogue(kind: str) -> Mapping[str, str]:
     """Plugin name -> `module` or `module:Class` of every plugin of `kind`, sorted by name; no plugin is imported."""
     if kind not in KINDS:
         raise ConfigError(f"unknown plugin kind {kind!r}{_hint(kind, KINDS)}; kinds: {', '.join(KINDS)}")
     found: dict[str, str] = {}
-    for room in entry_points(group="rag.rooms"):
+    for room in _declared().select(group="rag.rooms"):
         if room.name != kind:
             continue
         for module in pkgutil.iter_modules(import_module(room.value).__path__):
             if not module.name.startswith("_") and not module.ispkg:
                 found[module.name.replace("_", "-")] = f"{room.value}.{module.name}"
-    for single in entry_points(group=f"rag.{kind}"):
+    for single in _declared().select(group=f"rag.{kind}"):
         found.setdefault(single.name, single.value)
     return dict(sorted(found.items()))
 
@@ -119,6 +129,8 @@ def build(kind: str, spec: Spec, *, services: Mapping[str, Any], path: str = "")
     arguments: dict[str, Any] = {}
     for key, field in fields.items():
         if field.metadata.get("service"):
+            if key not in services and field.default is not dataclasses.MISSING:
+                continue
             arguments[key] = _service(key, services, path=path, plugin=name)
         elif "nested" in field.metadata:
             value = given.get(key, field.default)

@@ -19,8 +19,10 @@ __all__ = [
     "TokenMap",
     "assemble",
     "fit_tokens",
+    "invisible_counts",
     "lexical_words",
     "may_cut",
+    "printable",
     "safe_cut",
     "sentence_spans",
     "split_spans",
@@ -38,6 +40,13 @@ _CJK = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ]")
 _JOINERS = frozenset("\u200c\u200d\u0e33\u0eb3\ufe0e\ufe0f")
 _EXTENDING = (("\u1160", "\u11ff"), ("\U0001f3fb", "\U0001f3ff"), ("\U000e0020", "\U000e007f"))
 """Hangul vowels and finals, skin tones, tags: they belong to the character before them."""
+
+_INVISIBLE = {
+    "zero_width": re.compile("[\u180e\u200b-\u200d\u2060-\u2064\ufeff]"),
+    "bidi_controls": re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"),
+    "tag_characters": re.compile("[\U000e0000-\U000e007f]"),
+}
+"""Characters that show nothing themselves: known carriers of hidden instructions, and of names that read as others."""
 
 
 def assemble(texts: Iterable[str]) -> str:
@@ -275,3 +284,27 @@ def _word_pattern() -> re.Pattern[str]:
     """Letters, digits, underscore and combining marks, which `\\w` leaves out: Hindi vowels are marks, for one."""
     marks = "".join(chr(code) for code in range(0x300, 0x1E900) if unicodedata.category(chr(code)).startswith("M"))
     return re.compile(rf"\w+(?:[{marks}]+\w*)*")
+
+
+def invisible_counts(text: str) -> dict[str, int]:
+    """How many characters of each kind above `text` holds, only kinds that it does hold."""
+    if text.isascii():
+        return {}
+    counts = {name: sum(1 for _ in pattern.finditer(text)) for name, pattern in _INVISIBLE.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` for a terminal, each character that could steer it, or reorder or hide others, as an escape (`\\x1b`).
+
+    For names and messages. `lines` is for whole documents: line ends and tabs stay, so does what joins letters.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if _harmless(char, lines) else char.encode("unicode_escape").decode() for char in text)
+
+
+def _harmless(char: str, lines: bool) -> bool:
+    if lines and (char in "\n\t" or _INVISIBLE["zero_width"].match(char)):
+        return True
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

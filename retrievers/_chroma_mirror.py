@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rag.errors import RagError, missing_extra
+from retrievers._chroma_probe import is_sound
 
 if TYPE_CHECKING:
     from rag.protocols import Corpus
@@ -25,19 +24,6 @@ MARKER = "chroma-mirror.digest"
 """Derived file of the corpus: the digest of all record ids of this generation. A mirror with these ids is in step."""
 
 _READ_AT_ONCE = 4096
-_PROBE_SECONDS = 60
-_PROBE = """
-import sys
-import chromadb
-from chromadb.config import Settings
-client = chromadb.PersistentClient(sys.argv[1], settings=Settings(anonymized_telemetry=False))
-for collection in client.list_collections():
-    for sixth in range(6):
-        found = collection.get(limit=1, offset=sixth * collection.count() // 6, include=["embeddings"])
-        if found["ids"]:
-            near = collection.query(query_embeddings=found["embeddings"], n_results=1, include=["distances"])
-            assert near["distances"][0][0] < 0.001, "a stored vector does not find itself"
-"""
 
 
 def chroma_settings() -> tuple[Any, Any]:
@@ -65,7 +51,7 @@ def server_client(host: str, port: int) -> Any:
 def directory_client(path: Path) -> Any:
     """A client of the mirror in `path`. A mirror that cannot be read is removed first, to be filled again."""
     chromadb, settings = chroma_settings()
-    if path.exists() and not _probe(path):
+    if path.exists() and not is_sound(path):
         shutil.rmtree(path)
     return chromadb.PersistentClient(str(path), settings=settings)
 
@@ -74,15 +60,6 @@ def memory_client() -> Any:
     """A client that writes no files. All of one process share one database: use unique collection names."""
     chromadb, settings = chroma_settings()
     return chromadb.EphemeralClient(settings=settings)
-
-
-def _probe(path: Path) -> bool:
-    """True when another process can open and query the mirror: damaged files may crash the process that reads them."""
-    try:
-        command = [sys.executable, "-c", _PROBE, str(path)]
-        return subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def mirror(client: Any, name: str, corpus: Corpus, fingerprint: str, digest: str | None) -> tuple[Any, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Filter, Retriever, Searcher, service
@@ -27,6 +28,7 @@ from retrievers._chroma_mirror import (
     row_of,
     server_client,
 )
+from retrievers._chroma_probe import disagreements, look, seal
 from retrievers._dense import check_dimension, exact_best, to_hits
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _SPARE = 4
 """Candidates asked for per wanted hit: Chroma searches an approximate graph, the exact cosine then orders them."""
 _LEAST = 50
+_FOLDER, _LOCK = "chroma", "chroma.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,26 @@ class ChromaDenseRetriever(Retriever):
                 return found
         return self._open_in_memory(corpus)
 
+    def check(self, corpus: Corpus) -> list[str]:
+        """The mirror in the index directory can be read and, when it is of this generation, agrees with the index.
+
+        Another process reads it. A mirror of another generation is brought up to date at the next opening, and one on
+        a server is not looked at.
+        """
+        folder = corpus.directory / _FOLDER
+        if self.host or not folder.is_dir() or not len(corpus):
+            return []
+        cure = f"Delete the folder {folder}; it is filled again at the next search or ingestion"
+        with FileLock(corpus.directory / _LOCK):
+            found = look(folder, self.collection)
+        if found is None:
+            return [f"chroma-dense: the mirror {folder} cannot be read. {cure}"]
+        told = found.get("metadata") or {}
+        if (told.get("fingerprint"), told.get("generation")) != (self.embedder.fingerprint, corpus.generation):
+            return []
+        problems = disagreements(corpus, list(found["ids"]), record_ids(corpus), found["sample"])
+        return [f"chroma-dense: the mirror {folder} {problem}. {cure}" for problem in problems]
+
     def _open_on_server(self, corpus: Corpus, digest: str | None) -> Searcher:
         place = hashlib.blake2b(str(corpus.directory.resolve()).encode(), digest_size=4).hexdigest()
         client = server_client(self.host, self.port)
@@ -87,14 +110,20 @@ class ChromaDenseRetriever(Retriever):
 
     def _open_in_directory(self, corpus: Corpus, digest: str) -> Searcher | None:
         """None when a newer generation is mirrored already: an older view must not take it back."""
-        fingerprint = self.embedder.fingerprint
-        with FileLock(corpus.directory / "chroma.lock"):  # Chroma allows one writing process
-            client = directory_client(corpus.directory / "chroma")
+        fingerprint, folder, lock = self.embedder.fingerprint, corpus.directory / _FOLDER, corpus.directory / _LOCK
+        with FileLock(lock):  # Chroma allows one writing process
+            client = directory_client(folder)
             if mirror_generation(client, self.collection, fingerprint) > corpus.generation:
                 client.close()
                 return None
             collection, ids = mirror(client, self.collection, corpus, fingerprint, digest)
-        return _ChromaSearcher(self, corpus, collection, ids, client.close)
+
+        def close() -> None:
+            client.close()
+            with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):  # else somebody else is at work
+                seal(folder)
+
+        return _ChromaSearcher(self, corpus, collection, ids, close)
 
     def _open_in_memory(self, corpus: Corpus) -> Searcher:
         client = memory_client()

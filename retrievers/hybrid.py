@@ -56,6 +56,10 @@ class HybridRetriever(Retriever):
             raise
         return _HybridSearcher(self, corpus, searchers)
 
+    def check(self, corpus: Corpus) -> list[str]:
+        """What its parts find."""
+        return [problem for part in self.parts for problem in part.check(corpus)]
+
 
 class _HybridSearcher(Searcher):
     def __init__(self, retriever: HybridRetriever, corpus: Corpus, searchers: Sequence[Searcher]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Contender", "Outcome", "find_pythons", "interleave", "run_child"]
+__all__ = ["Contender", "Outcome", "child_environment", "find_pythons", "interleave", "run_child"]
 
 DRIVER = Path(__file__).parent / "peers" / "_drive.py"
 _SECONDS = 3600
@@ -43,14 +43,24 @@ class Contender:
     note: str = ""
 
 
+def child_environment(threads: int) -> dict[str, str]:
+    """The environment of every contender: so many threads, no network, no telemetry."""
+    return {**os.environ, **_ENVIRONMENT, **dict.fromkeys(_THREADS, str(threads))}
+
+
 def run_child(contender: Contender, job: Mapping[str, Any], threads: int) -> Outcome:
     """One job in one fresh process. Never raises: a crash is an outcome too."""
-    environment = {**os.environ, **_ENVIRONMENT, **dict.fromkeys(_THREADS, str(threads))}
     whole = {**job, "options": dict(contender.options)}
     command = [contender.python, str(DRIVER), str(contender.module), json.dumps(whole)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=environment, timeout=_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            env=child_environment(threads),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"status": "failed", "reason": str(error)}

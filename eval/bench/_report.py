@@ -27,6 +27,7 @@ class Settings:
     documents: int = 200
     threads: int = 1
     seed: int = 0
+    kills: int = 20
     peer_pythons: tuple[str, ...] = ()
     quality: bool = True
     quiet: bool = False

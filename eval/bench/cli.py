@@ -24,7 +24,7 @@ def benchmarks() -> list[str]:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: ingest.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark; an unknown name lists them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the JSON report goes.")],
     data: Annotated[
         Path | None,
@@ -34,6 +34,7 @@ def bench(
     documents: Annotated[int, typer.Option(min=1, help="How many documents are ingested in a round.")] = 200,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every contender.")] = 1,
     seed: Annotated[int, typer.Option(help="Draws the documents.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="How often each store's writer is killed, and bytes flipped.")] = 20,
     peer_python: Annotated[
         list[Path] | None,
         typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
@@ -62,6 +63,7 @@ def bench(
         documents=documents,
         threads=threads,
         seed=seed,
+        kills=kills,
         peer_pythons=tuple(str(path) for path in peer_python or []),
         quality=quality,
         quiet=quiet,

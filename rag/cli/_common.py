@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rag.errors import UsageError
+from rag.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,12 +30,14 @@ __all__ = [
     "QuietOption",
     "VerboseOption",
     "console",
+    "echo",
     "open_index",
     "parse_settings",
     "pipeline_for",
     "print_json",
     "read_queries",
     "set_verbosity",
+    "stop_signals",
     "stored_config",
 ]
 
@@ -49,6 +55,11 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def echo(text: str) -> None:
+    """A text for stdout: as it is into a file or pipe, without control characters on a terminal."""
+    typer.echo(printable(text, lines=True) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -128,3 +139,34 @@ def read_queries(path: Path) -> Iterator[tuple[str, str]]:
             raise UsageError(
                 f'--queries {path}, line {number}: expected {{"query_id": ..., "text": ...}}, got {line[:80]!r}'
             ) from error
+
+
+@contextmanager
+def stop_signals(advice: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block in order: KeyboardInterrupt inside, `advice` on stderr, exit 130 or 143.
+
+    A second signal ends the process at once. A signal that is ignored from outside (nohup, `&`) stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers can be set in the main thread only
+        return
+    got: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        got.append(number)
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; {advice}", file=sys.stderr)
+        raise typer.Exit(128 + (got[0] if got else signal.SIGINT)) from None
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

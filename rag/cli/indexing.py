@@ -1,4 +1,4 @@
-"""Verbs about documents and the index: ingest, chunk, show, verify, stats."""
+"""Verbs about documents and the index: ingest, chunk, show, stats."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ from rag.cli._common import (
     QuietOption,
     VerboseOption,
     console,
+    echo,
     open_index,
     parse_settings,
     pipeline_for,
     print_json,
     set_verbosity,
+    stop_signals,
     stored_config,
 )
 from rag.errors import UsageError
+from rag.text import printable
 
 if TYPE_CHECKING:
-    from rag.ingest import Progress
+    from rag.report import IngestReport, Progress
     from rag.types import Chunk, Document
 
 DEFAULT_INDEX = Path("rag-index")
+_MOST_LINES = 20
 
 
 def ingest(
@@ -45,6 +49,15 @@ def ingest(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing", help="Remove documents whose files are gone from the given folders.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes that read and cut files (1: this one alone).")
+    ] = None,
+    near_duplicates: Annotated[
+        str | None, typer.Option(help="Documents that are nearly the same: report, skip or off.", show_default=False)
+    ] = None,
+    duplicate_threshold: Annotated[
+        float | None, typer.Option(help="Similarity from which on they are (0.5 to 1; default 0.9).")
+    ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0.0,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON line on stderr for every batch that is stored durably.")
@@ -58,8 +71,13 @@ def ingest(
     Example: rag ingest docs/ contracts/*.pdf --index my-index
     """
     set_verbosity(verbose)
-    pipeline = pipeline_for(config, stored=stored_config(index))
-    with _progress(quiet or as_json, events=events) as on_progress:
+    overrides: dict[str, Any] = {"near_duplicates": near_duplicates, "duplicate_threshold": duplicate_threshold}
+    if workers:
+        overrides["executor"] = "serial" if workers == 1 else {"use": "processes", "workers": workers}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    pipeline = pipeline_for(config, stored=stored_config(index), overrides=given)
+    advice = f"finished batches are saved in {index}. Run the same command again to go on"
+    with stop_signals(advice), _progress(quiet or as_json, events=events) as on_progress:
         opened = pipeline.index(
             paths,
             into=index,
@@ -76,15 +94,7 @@ def ingest(
     if as_json:
         print_json(report.to_dict())
     if not quiet and not as_json:
-        out = console()
-        for failure in report.failed:
-            out.print(f"failed  {failure.source}: {failure.error}", markup=False, style="red")
-        out.print(
-            f"{report.documents} documents, {report.chunks} chunks, {report.embedded} texts embedded, "
-            f"{report.skipped} unchanged, {report.removed} removed, {len(report.failed)} failed, "
-            f"{report.ignored} of unknown type{_listed(report.ignored_types)}, in {report.seconds:.1f} s -> {index}",
-            markup=False,
-        )
+        _print_report(report, index)
     if report.failed:
         raise typer.Exit(4)
 
@@ -118,11 +128,11 @@ def chunk(
         return
     for number, piece in enumerate(chunks, start=1):
         head = f"[{number}] {piece.span.start}-{piece.span.end}  {piece.token_count} tokens"
-        typer.secho(head + ("  " + " > ".join(piece.section) if piece.section else ""), bold=True)
-        typer.echo(piece.text.rstrip())
+        typer.secho(printable(head + ("  " + " > ".join(piece.section) if piece.section else "")), bold=True)
+        echo(piece.text.rstrip())
     if not quiet:
         sizes = _metrics(chunks)
-        console().print(f"{len(chunks)} chunks of {document.source}: {sizes}", markup=False)
+        console().print(printable(f"{len(chunks)} chunks of {document.source}: {sizes}"), markup=False)
 
 
 def show(
@@ -161,32 +171,8 @@ def show(
     if not quiet:
         page = document.page_at(span.start)
         place = f"{document.source}  {span.start}-{span.end}" + (f"  page {page}" if page else "")
-        console().print(place, markup=False, style="bold")
-    typer.echo(text)
-
-
-def verify(
-    index: IndexOption = DEFAULT_INDEX,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
-) -> None:
-    """Check the whole index against itself: every chunk is cut from its source again. Exit code 5 on damage."""
-    from rag.store.store import Store
-    from rag.store.verify import verify as check
-
-    set_verbosity(verbose)
-    report = check(Store.open(index))
-    if as_json:
-        print_json({"ok": report.ok, "checked": dict(report.checked), "problems": list(report.problems)})
-    elif not quiet:
-        for problem in report.problems:
-            console().print(problem, markup=False, style="red")
-        counts = ", ".join(f"{count} {name}" for name, count in report.checked.items())
-        console().print(f"{'ok' if report.ok else 'DAMAGED'}: {counts} checked", markup=False)
-    if not report.ok:
-        raise typer.Exit(5)
+        console().print(printable(place), markup=False, style="bold")
+    echo(text)
 
 
 def stats(
@@ -210,6 +196,26 @@ def stats(
         from rag.config import PipelineConfig
 
         typer.echo("built with:\n" + PipelineConfig.from_dict(manifest["config"], where=str(index)).to_yaml().rstrip())
+
+
+def _print_report(report: IngestReport, index: Path) -> None:
+    out = console()
+    for failure in report.failed:
+        out.print(printable(f"failed  {failure.source}: {failure.error}"), markup=False, style="red")
+    for one in report.near_duplicates[:_MOST_LINES]:
+        what = "the same text as" if one.similarity == 1 else f"{one.similarity:.0%} like"
+        verb = "left out" if one.left_out else "similar"
+        out.print(printable(f"{verb}  {one.source}: {what} {one.of}"), markup=False)
+    more = len(report.near_duplicates) - _MOST_LINES
+    if more > 0:
+        out.print(f"and {more} more near-duplicates; --json lists all", markup=False)
+    left_out = f"{report.left_out} near-duplicates left out, " if report.left_out else ""
+    out.print(
+        f"{report.documents} documents, {report.chunks} chunks, {report.embedded} texts embedded, "
+        f"{report.skipped} unchanged, {left_out}{report.removed} removed, {len(report.failed)} failed, "
+        f"{report.ignored} of unknown type{_listed(report.ignored_types)}, in {report.seconds:.1f} s -> {index}",
+        markup=False,
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -265,19 +271,29 @@ def _progress(silent: bool, *, events: bool) -> Iterator[Callable[[Progress], No
     if silent or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[source]}"), console=console()) as bar:
-        task = bar.add_task("ingest", total=None, rate="", source="")
+    with Bar(TextColumn("ingest"), BarColumn(), TextColumn("{task.fields[state]}"), console=console()) as bar:
+        task = bar.add_task("ingest", total=None, state="")
 
         def on_progress(progress: Progress) -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = f"{progress.done / elapsed:.1f} files/s" if elapsed else ""
-            bar.update(task, total=progress.total, completed=progress.done, rate=rate, source=progress.source[-40:])
+            bar.update(task, total=progress.bytes_total, completed=progress.bytes_done, state=_state(progress))
 
         yield on_progress
+
+
+def _state(progress: Progress) -> str:
+    """Files, rate, time left by bytes, failures and the last file, on one line."""
+    parts = [f"{progress.done}/{progress.total}"]
+    if progress.seconds:
+        parts.append(f"{progress.done / progress.seconds:.1f} files/s")
+    if progress.eta_seconds is not None:
+        minutes, seconds = divmod(round(progress.eta_seconds), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    return "  ".join([*parts, printable(progress.source[-40:])])
 
 
 def _print_event(progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import about, asking, indexing
+from rag.cli import about, asking, copies, indexing, upkeep
 from rag.cli import demo as demo_verb
 from rag.errors import RagError
 
@@ -55,12 +55,18 @@ for verb, function in (
     ("ask", asking.ask),
     ("show", indexing.show),
     ("explain", asking.explain),
-    ("verify", indexing.verify),
     ("stats", indexing.stats),
+    ("verify", upkeep.verify),
+    ("repair", upkeep.repair),
+    ("compact", upkeep.compact),
+    ("rebuild", upkeep.rebuild),
+    ("migrate", upkeep.migrate),
     ("doctor", about.doctor),
     ("plugins", about.plugins),
 ):
     app.command(verb)(function)
+app.add_typer(copies.snapshot_app, name="snapshot")
+app.add_typer(copies.cache_app, name="cache")
 app.add_typer(about.config_app, name="config")
 for command in sorted(entry_points(group="rag.commands"), key=lambda found: found.name):
     try:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rag.errors import InputError
+from rag.limits import Limits
 from rag.parsers._base import file_stem
-from rag.parsers._limits import MAX_CHARACTERS
 from rag.text import trimmed
 from rag.types import Block, BlockKind, Document, Page, Span
 
@@ -28,7 +28,8 @@ CELL_GAP = " | "
 class TextBuilder:
     """Grows a text block by block. Blocks are parted by a gap, "\\n\\n" unless told otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._parts: list[str] = []
         self._length = 0
         self._blocks: list[Block] = []
@@ -55,6 +56,8 @@ class TextBuilder:
         self._append(_UNSAFE.sub("\ufffd", text))
         span = Span(start, self._length)
         self._blocks.append(Block(span=span, kind=kind, level=level))
+        if len(self._blocks) > self._limits.max_blocks:
+            raise InputError(self._limits.over("max_blocks"))
         return span
 
     def add_table(self, rows: Iterable[Sequence[str]]) -> Span | None:
@@ -96,8 +99,8 @@ class TextBuilder:
     def _append(self, text: str) -> None:
         self._parts.append(text)
         self._length += len(text)
-        if self._length > MAX_CHARACTERS:
-            raise InputError(f"more than {MAX_CHARACTERS:,} characters of text; split the file")
+        if self._length > self._limits.max_characters:
+            raise InputError(self._limits.over("max_characters"))
 
 
 def ordered(blocks: Iterable[Block]) -> tuple[Block, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
+from rag.limits import Limits
 from rag.protocols import Parser
 from rag.registry import build, catalogue, load
 
@@ -29,9 +30,9 @@ def supported_suffixes() -> tuple[str, ...]:
     return tuple(sorted(_suffixes()))
 
 
-def make_parser(name: str) -> Parser:
-    """The parser of that name; ConfigError when there is none."""
-    parser: Parser = build("parser", name, services={})
+def make_parser(name: str, limits: Limits | None = None) -> Parser:
+    """The parser of that name, held to `limits` if it asks for them; ConfigError when there is none."""
+    parser: Parser = build("parser", name, services={"limits": limits or Limits()})
     return parser
 
 

@@ -8,6 +8,7 @@ import json
 import struct
 from typing import Any, BinaryIO
 
+from rag.parsers._guard import check_spans
 from rag.types import Block, Document, Page, Span
 
 __all__ = ["document_frame", "read_frame", "to_document", "write_frame"]
@@ -58,10 +59,7 @@ def to_document(header: dict[str, Any], body: bytes) -> Document:
     text = body.decode()
     blocks = tuple(Block(span=Span(a, b), kind=kind, level=level) for a, b, kind, level in header["blocks"])
     pages = tuple(Page(number=number, span=Span(a, b)) for number, a, b in header["pages"])
-    spans = [block.span for block in blocks] + [page.span for page in pages]
-    if any(span.end > len(text) for span in spans):
-        raise ValueError("a block or page outside of the text")
-    return Document(
+    document = Document(
         text=text,
         source=header["source"],
         title=header["title"],
@@ -69,3 +67,5 @@ def to_document(header: dict[str, Any], body: bytes) -> Document:
         pages=pages,
         meta=header["meta"],
     )
+    check_spans(document)
+    return document

@@ -35,6 +35,8 @@ class PageWalk:
     """One pass over one tree. Inline text collects in a buffer; every block boundary empties it into a block."""
 
     def __init__(self, builder: TextBuilder, *, with_navigation: bool) -> None:
+        self.hidden_characters = 0
+        """Of text that the page holds but does not show."""
         self._builder = builder
         self._skipped = _NEVER if with_navigation else _NEVER | _NAVIGATION
         self._inline: list[str] = []
@@ -72,9 +74,15 @@ class PageWalk:
                 stack.extend((child, True) for child in reversed(list(_children(node))))
 
     def _is_skipped(self, node: Any) -> bool:
+        if node.tag not in _NEVER and _is_hidden(node):
+            self._count_hidden(node)
+            return True
         if node.tag == "footer" and self._articles:
             return False  # the footer of an article is part of it, the page's own is not
-        return node.tag in self._skipped or _is_hidden(node)
+        return node.tag in self._skipped
+
+    def _count_hidden(self, node: Any) -> None:
+        self.hidden_characters += len(" ".join((node.text() or "").split()))
 
     def _enter(self, node: Any) -> None:
         tag = node.tag
@@ -131,7 +139,11 @@ class PageWalk:
     def _add_table(self, table: Any) -> None:
         rows: list[list[str]] = []
         for node in _below(table):
-            if node.tag == "caption":
+            if node.tag.startswith("-") or node.tag in _NEVER:
+                continue
+            if _is_hidden(node):
+                self._count_hidden(node)
+            elif node.tag == "caption":
                 self._builder.add(" ".join(_raw_text(node).split()), "paragraph")
             elif node.tag == "tr":
                 cells = (cell for cell in _children(node) if cell.tag in ("td", "th") and not _is_hidden(cell))

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rag.errors import InputError, RagError
-from rag.parsers._choose import make_parser
+from rag.limits import Limits
 from rag.parsers._frames import document_frame, read_frame, write_frame
-from rag.parsers._limits import MAX_FILE_BYTES
+from rag.parsers._guard import parse_in_process
 
 __all__ = ["serve"]
-
-_REQUEST_BYTES = 2 * MAX_FILE_BYTES
 
 
 def main() -> None:
@@ -32,25 +30,30 @@ def main() -> None:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer every request until the stream ends."""
-    while (frame := read_frame(requests, max_bytes=_REQUEST_BYTES)) is not None:
+    """Answer every request until the stream ends. Whoever asks has checked the size of the file."""
+    while (frame := read_frame(requests, max_bytes=sys.maxsize)) is not None:
         request, data = frame
-        _limit(address_bytes=request["address_bytes"], seconds=request["seconds"])
-        header, body = _answer(request, data)
-        write_frame(answers, {**header, "peak_bytes": _peak_bytes()}, body)
+        limits = Limits.from_dict(request["limits"])
+        _limit(address_bytes=limits.max_address_bytes, seconds=limits.max_seconds)
+        header, body = _answer(request, data, limits)
+        try:
+            write_frame(answers, {**header, "peak_bytes": _peak_bytes()}, body)
+        except MemoryError:  # while the header was made: nothing has been written yet
+            del header, body
+            write_frame(answers, {**_too_large(request["source"], limits), "peak_bytes": _peak_bytes()}, b"")
 
 
-def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-    source = request["source"]
+def _answer(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
     try:
-        return document_frame(make_parser(request["parser"]).parse(data, source=source))
+        return document_frame(parse_in_process(request["parser"], data, request["source"], limits))
     except RagError as error:
         return {"error": str(error), "exit_code": error.exit_code}, b""
     except MemoryError:
-        return {"error": f"{source}: reading it needs more memory than is allowed", "exit_code": 4}, b""
-    except Exception as error:
-        message = f"{source}: the {request['parser']} parser failed: {type(error).__name__}: {error}"
-        return {"error": message, "exit_code": InputError.exit_code}, b""
+        return _too_large(request["source"], limits), b""
+
+
+def _too_large(source: str, limits: Limits) -> dict[str, Any]:
+    return {"error": f"{source}: {limits.over('max_address_bytes')}", "exit_code": InputError.exit_code}
 
 
 def _limit(*, address_bytes: int, seconds: float) -> None:
@@ -62,6 +65,7 @@ def _limit(*, address_bytes: int, seconds: float) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > address_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves nothing behind
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1

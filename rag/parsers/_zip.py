@@ -5,18 +5,23 @@ from __future__ import annotations
 import zipfile
 import zlib
 from io import BytesIO
+from itertools import pairwise
 from xml.parsers import expat
 
 from rag.errors import InputError
-from rag.parsers._limits import MAX_ARCHIVE_BYTES, MAX_ARCHIVE_MEMBERS, MAX_ARCHIVE_RATIO, RATIO_FREE_BYTES
+from rag.limits import Limits
 
 __all__ = ["check_office_file"]
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_PART_BYTES = 65_536
+_PART_BYTES = 1_000_000
+_HEADER_BYTES = 30
+_UNKNOWN_ENCODING = expat.errors.codes[expat.errors.XML_ERROR_UNKNOWN_ENCODING]
+_ODD_STARTS = (b"\0\0\0<", b"<\0\0\0", b"\0\0\xfe\xff", b"\xff\xfe\0\0", b"Lo\xa7\x94")
+"""UTF-32 and EBCDIC: expat reads neither, but other readers do, and would find what expat did not see."""
 
 
-def check_office_file(data: bytes) -> None:
+def check_office_file(data: bytes, limits: Limits) -> None:
     """InputError unless the archive is within the limits and its XML declares no document type.
 
     The sizes are those that the archive declares: zipfile never unpacks more than that.
@@ -26,27 +31,35 @@ def check_office_file(data: bytes) -> None:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             members = archive.infolist()
-            _check_sizes(members)
+            _check_sizes(members, len(data), limits)
             for member in members:
                 _check_xml(archive, member)  # whatever its name: relations may point to any part
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise InputError(f"damaged, or no Office file: {error}") from error
 
 
-def _check_sizes(members: list[zipfile.ZipInfo]) -> None:
-    if len(members) > MAX_ARCHIVE_MEMBERS:
-        raise InputError(f"{len(members):,} parts in the archive; at most {MAX_ARCHIVE_MEMBERS:,} are read")
+def _check_sizes(members: list[zipfile.ZipInfo], size: int, limits: Limits) -> None:
+    if len(members) > limits.max_archive_members:
+        raise InputError(limits.over("max_archive_members", len(members)))
     total = sum(member.file_size for member in members)
-    if total > MAX_ARCHIVE_BYTES:
-        raise InputError(f"unpacks to {total:,} bytes; at most {MAX_ARCHIVE_BYTES:,} are read")
+    if total > limits.max_archive_bytes:
+        raise InputError(limits.over("max_archive_bytes", total))
+    places = sorted((m.header_offset, m.header_offset + _HEADER_BYTES + m.compress_size) for m in members)
+    if any(begin < end for (_, end), (begin, _) in pairwise(places)):
+        raise InputError("parts of the archive overlap, which no program saves; save it anew")
     for member in members:
         if member.flag_bits & 1:
-            raise InputError(f"part {member.filename!r} is encrypted; save a copy without a password")
+            raise InputError(f"part {_named(member)} is encrypted; save a copy without a password")
         ratio = member.file_size / max(1, member.compress_size)
-        if member.file_size > RATIO_FREE_BYTES and ratio > MAX_ARCHIVE_RATIO:
-            raise InputError(
-                f"part {member.filename!r} unpacks to {ratio:,.0f} times its size; at most {MAX_ARCHIVE_RATIO} is read"
-            )
+        if member.file_size > limits.ratio_free_bytes and ratio > limits.max_archive_ratio:
+            raise InputError(f"part {_named(member)}: {limits.over('max_archive_ratio', ratio)}")
+    if total > limits.ratio_free_bytes and total > limits.max_archive_ratio * size:
+        raise InputError(limits.over("max_archive_ratio", total / size))
+
+
+def _named(member: zipfile.ZipInfo) -> str:
+    """Its name for a message; a name in an archive may be 65,535 bytes of anything."""
+    return repr(member.filename[:80])
 
 
 class _RootReachedError(Exception):
@@ -57,7 +70,7 @@ def _check_xml(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     """Read up to the root element with expat, which also knows UTF-16 and comments, unlike a search for bytes."""
 
     def refuse(*_: object) -> None:
-        raise InputError(f"part {member.filename!r} has a DOCTYPE, which may hide entities; Office files have none")
+        raise InputError(f"part {_named(member)} has a DOCTYPE, which may hide entities; Office files have none")
 
     def stop(*_: object) -> None:
         raise _RootReachedError
@@ -65,9 +78,18 @@ def _check_xml(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = stop
-    try:
-        with archive.open(member) as part:
-            while piece := part.read(_PART_BYTES):
+    with archive.open(member) as part:
+        piece = part.read(_PART_BYTES)
+        known = not piece.startswith(_ODD_STARTS)
+        try:
+            while piece and known:
                 parser.Parse(piece, False)
-    except (_RootReachedError, expat.ExpatError):
-        return  # a picture, or a part that is not well formed, which is the reader's to refuse
+                piece = part.read(_PART_BYTES)
+        except _RootReachedError:
+            return
+        except expat.ExpatError as error:  # a picture, or not well formed, which is the reader's to refuse
+            known = error.code != _UNKNOWN_ENCODING
+        except (ValueError, LookupError):  # an encoding of several bytes a letter, or of nobody's
+            known = False
+    if not known:
+        raise InputError(f"part {_named(member)} is XML in an encoding that no Office program writes; save it anew")

@@ -13,7 +13,6 @@ from rag.errors import InputError
 from rag.parsers._base import FileParser, file_stem
 from rag.parsers._blocks import Meta, line_starts, ordered
 from rag.parsers._decode import decode
-from rag.parsers._limits import MAX_CELLS
 from rag.text import trimmed
 from rag.types import Block, Document, Span
 
@@ -34,13 +33,24 @@ class CsvParser(FileParser):
         starts = line_starts(text)
         delimiter = _delimiter(text, source)
         try:
-            spans = list(_records(text, starts, delimiter))
+            spans = list(self.limited(self._records(text, starts, delimiter)))
         except csv.Error:  # such as an unclosed quote that swallows the file: then a line is a row
-            spans = [Span(a, b) for a, b in pairwise(starts)]
+            spans = [Span(a, b) for a, b in self.limited(pairwise(starts))]
         rows = [Block(span=trimmed(text, span), kind="row") for span in spans if text[span.start : span.end].strip()]
         table = [Block(span=Span(rows[0].span.start, rows[-1].span.end), kind="table")] if rows else []
         meta: Meta = {"parser": "csv", "encoding": encoding, "delimiter": delimiter, "rows": len(rows)}
         return Document(text=text, source=source, title=file_stem(source), blocks=ordered(table + rows), meta=meta)
+
+    def _records(self, text: str, starts: Sequence[int], delimiter: str) -> Iterator[Span]:
+        """The span of every record. The reader says how many lines it has taken, which is all that a span needs."""
+        reader = csv.reader((text[a:b] for a, b in pairwise(starts)), delimiter=delimiter)
+        line = cells = 0
+        for record in reader:
+            cells += len(record)
+            if cells > self.limits.max_cells:
+                raise InputError(self.limits.over("max_cells"))
+            yield Span(starts[line], starts[reader.line_num])
+            line = reader.line_num
 
 
 def _delimiter(text: str, source: str) -> str:
@@ -63,15 +73,3 @@ def _agreement(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
         return 0.0, 0
     width, count = max(widths.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
     return (count / widths.total(), width) if width > 1 else (0.0, 0)
-
-
-def _records(text: str, starts: Sequence[int], delimiter: str) -> Iterator[Span]:
-    """The span of every record. The reader says how many lines it has taken, which is all that a span needs."""
-    reader = csv.reader((text[a:b] for a, b in pairwise(starts)), delimiter=delimiter)
-    line = cells = 0
-    for record in reader:
-        cells += len(record)
-        if cells > MAX_CELLS:
-            raise InputError(f"more than {MAX_CELLS:,} cells; split the file")
-        yield Span(starts[line], starts[reader.line_num])
-        line = reader.line_num

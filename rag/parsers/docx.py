@@ -33,14 +33,14 @@ class DocxParser(FileParser):
             from docx.text.paragraph import Paragraph
         except ImportError as error:
             raise missing_extra("python-docx", "office", "reading DOCX files") from error
-        check_office_file(data)
+        check_office_file(data, self.limits)
         try:
             document = docx.Document(BytesIO(data))
         except (KeyError, ValueError) as error:  # the readers' words for a zip without the parts that they know
             raise InputError(
                 "no Word document, or one saved as Strict Open XML; save it in the usual format"
             ) from error
-        builder = TextBuilder()
+        builder = TextBuilder(self.limits)
         styles: dict[str | None, list[str]] = {}  # looking a style up reads all of them, so once for each is enough
         after_item = False
         for element in body_items(document.element.body):

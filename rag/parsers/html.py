@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rag.errors import InputError, missing_extra
+from rag.limits import Limits
 from rag.parsers._base import FileParser
 from rag.parsers._blocks import TextBuilder
 from rag.parsers._decode import decode
 from rag.parsers._html_walk import PageWalk
-from rag.parsers._limits import MAX_HTML_DEPTH
 from rag.types import Document
 
 _CHARSET = re.compile(
@@ -46,11 +46,11 @@ class HtmlParser(FileParser):
     """Headings, paragraphs, list items, preformatted text and tables, in reading order.
 
     Left out: scripts, styles, navigation, asides, the page's own footer, and what a reader is not shown (hidden text
-    is a known way to smuggle in instructions). A page that holds nothing else keeps its navigation.
+    is a known way to smuggle in instructions; its length is noted). A page of nothing else keeps its navigation.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     isolate: ClassVar[bool] = True  # lexbor is native, and 1 MB of attributes in one tag keeps it busy for long
 
     def read(self, data: bytes, source: str) -> Document:
@@ -61,15 +61,19 @@ class HtmlParser(FileParser):
         match = _CHARSET.search(data[:4096])
         declared = (match.group(1) or match.group(2)).decode("ascii", "ignore") if match else ""
         text, encoding = decode(data, declared=declared)
-        _check_depth(text)
+        _check_depth(text, self.limits)
         root = LexborHTMLParser(text).root
         if root is None:
             raise InputError("the file holds no HTML")
-        builder = TextBuilder()
-        PageWalk(builder, with_navigation=False).walk(root)
+        builder = TextBuilder(self.limits)
+        walk = PageWalk(builder, with_navigation=False)
+        walk.walk(root)
         if not builder.length:
-            PageWalk(builder, with_navigation=True).walk(root)
+            walk = PageWalk(builder, with_navigation=True)
+            walk.walk(root)
         meta: dict[str, str | int | float | bool] = {"parser": "html", "encoding": encoding}
+        if walk.hidden_characters:
+            meta["hidden_characters"] = walk.hidden_characters
         language = (root.attributes.get("lang") or "").strip()
         if re.fullmatch(r"[A-Za-z0-9-]{2,35}", language):
             meta["language"] = language
@@ -81,12 +85,12 @@ def _title(root: Any) -> str:
     return str(node.text()) if node else ""
 
 
-def _check_depth(text: str) -> None:
+def _check_depth(text: str, limits: Limits) -> None:
     """InputError when elements are nested too deeply, judged by the tags alone, before any tree is built."""
     depth = 0
     for slash, name in _TAG.findall(text):
         if name.lower() in _CLOSED_BY_ITSELF:
             continue
         depth = max(0, depth - 1) if slash else depth + 1
-        if depth > MAX_HTML_DEPTH:
-            raise InputError(f"more than {MAX_HTML_DEPTH:,} elements are open at once")
+        if depth > limits.max_html_depth:
+            raise InputError(limits.over("max_html_depth"))

@@ -32,7 +32,7 @@ class JsonParser(FileParser):
     def read(self, data: bytes, source: str) -> Document:
         text, encoding = decode(data)
         lines = source.lower().endswith((".jsonl", ".ndjson"))
-        blocks = tuple(_line_records(text) if lines else _members(text))
+        blocks = tuple(self.limited(_line_records(text) if lines else _members(text)))
         meta: Meta = {"parser": "json", "encoding": encoding, "records": len(blocks)}
         return Document(text=text, source=source, title=file_stem(source), blocks=blocks, meta=meta)
 

@@ -44,7 +44,7 @@ class MarkdownParser(FileParser):
         starts = line_starts(text)
         body = _body_line(text, starts)
         front = _front_matter(text[starts[1] : starts[body - 1]]) if body else {}
-        blocks = ordered(_blocks(text, starts, body))
+        blocks = ordered(self.limited(_blocks(text, starts, body)))
         title = str(front.get("title") or "") or first_heading(text, blocks) or file_stem(source)
         meta = {**front, "parser": "markdown", "encoding": encoding}
         return Document(text=text, source=source, title=title, blocks=blocks, meta=meta)

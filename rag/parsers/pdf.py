@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from rag.errors import InputError, missing_extra
+from rag.limits import Limits
 from rag.parsers._base import FileParser
 from rag.parsers._blocks import TextBuilder
-from rag.parsers._limits import MAX_CHARACTERS, MAX_PAGES
 from rag.parsers._pdf_layout import Line, heading_level, heading_levels, join_hyphens, paragraphs
 from rag.types import Document
 
@@ -42,16 +42,18 @@ class PdfParser(FileParser):
         except ImportError as error:
             raise missing_extra("pypdfium2", "pdf", "reading PDF files") from error
         with _ONE_AT_A_TIME:
+            # PDFium fails on some files without saying why, and then its last word is about another file: this is it.
+            pypdfium2.raw.FPDF_LoadMemDocument64(b"no PDF", 6, None)
             try:
                 pdf = pypdfium2.PdfDocument(data)
             except pypdfium2.PdfiumError as error:
                 raise InputError(_why(getattr(error, "err_code", None), error)) from error
             try:
                 title = str(pdf.get_metadata_dict().get("Title") or "")
-                pages, unreadable = _pages(pdf)
+                pages, unreadable = _pages(pdf, self.limits)
             finally:
                 pdf.close()
-        return _document(source, "" if _NO_TITLE.match(title.strip()) else title, pages, unreadable)
+        return _document(source, "" if _NO_TITLE.match(title.strip()) else title, pages, unreadable, self.limits)
 
 
 def _why(code: int | None, error: Exception) -> str:
@@ -63,12 +65,12 @@ def _why(code: int | None, error: Exception) -> str:
     return reasons.get(code or 0, f"cannot be opened: {error}")
 
 
-def _pages(pdf: Any) -> tuple[list[list[Line]], int]:
+def _pages(pdf: Any, limits: Limits) -> tuple[list[list[Line]], int]:
     """(lines of every page, number of pages that could not be read)."""
     import pypdfium2
 
-    if len(pdf) > MAX_PAGES:
-        raise InputError(f"{len(pdf):,} pages; at most {MAX_PAGES:,} are read. Split the file")
+    if len(pdf) > limits.max_pages:
+        raise InputError(limits.over("max_pages", len(pdf)))
     pages: list[list[Line]] = []
     unreadable = characters = 0
     for number in range(len(pdf)):
@@ -83,8 +85,8 @@ def _pages(pdf: Any) -> tuple[list[list[Line]], int]:
             unreadable += 1
         pages.append(lines)
         characters += sum(len(line.text) for line in lines)
-        if characters > MAX_CHARACTERS:
-            raise InputError(f"more than {MAX_CHARACTERS:,} characters of text; split the file")
+        if characters > limits.max_characters:
+            raise InputError(limits.over("max_characters"))
     if pages and unreadable == len(pages):
         raise InputError("damaged: none of its pages can be read")
     return pages, unreadable
@@ -113,11 +115,11 @@ def _units(text: str) -> int:
     return len(text) + sum(char > "\uffff" for char in text) if not text.isascii() else len(text)
 
 
-def _document(source: str, title: str, pages: Sequence[Sequence[Line]], unreadable: int) -> Document:
+def _document(source: str, title: str, pages: Sequence[Sequence[Line]], unreadable: int, limits: Limits) -> Document:
     broken = any("\ufffe" in line.text for page in pages for line in page)
     words = _vocabulary(pages) if broken else frozenset()
     levels = heading_levels(pages)
-    builder = TextBuilder()
+    builder = TextBuilder(limits)
     for number, page in enumerate(pages, 1):
         start = builder.length
         for group in paragraphs([replace(line, text=join_hyphens(line.text, words)) for line in page]):

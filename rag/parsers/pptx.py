@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from rag.errors import InputError, missing_extra
 from rag.parsers._base import FileParser
 from rag.parsers._blocks import TextBuilder
-from rag.parsers._limits import MAX_PAGES
 from rag.parsers._zip import check_office_file
 from rag.types import Document
 
@@ -30,16 +29,16 @@ class PptxParser(FileParser):
             import pptx
         except ImportError as error:
             raise missing_extra("python-pptx", "office", "reading PPTX files") from error
-        check_office_file(data)
+        check_office_file(data, self.limits)
         try:
             deck = pptx.Presentation(BytesIO(data))
         except (KeyError, ValueError) as error:  # the readers' words for a zip without the parts that they know
             raise InputError(
                 "no PowerPoint presentation, or one saved as Strict Open XML; save it in the usual format"
             ) from error
-        if len(deck.slides) > MAX_PAGES:
-            raise InputError(f"{len(deck.slides):,} slides; at most {MAX_PAGES:,} are read. Split the file")
-        builder = TextBuilder()
+        if len(deck.slides) > self.limits.max_pages:
+            raise InputError(self.limits.over("max_pages", len(deck.slides)))
+        builder = TextBuilder(self.limits)
         for number, slide in enumerate(deck.slides, 1):
             start = builder.length
             _add_slide(builder, slide)

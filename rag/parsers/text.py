@@ -23,6 +23,6 @@ class TextParser(FileParser):
 
     def read(self, data: bytes, source: str) -> Document:
         text, encoding = decode(data)
-        blocks = tuple(Block(span=span, kind="paragraph") for span in paragraph_spans(text))
+        blocks = tuple(Block(span=span, kind="paragraph") for span in self.limited(paragraph_spans(text)))
         meta = {"parser": "text", "encoding": encoding}
         return Document(text=text, source=source, title=file_stem(source), blocks=blocks, meta=meta)

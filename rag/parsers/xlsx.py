@@ -10,14 +10,14 @@ from io import BytesIO
 from typing import Any, ClassVar
 
 from rag.errors import InputError, missing_extra
+from rag.limits import Limits
 from rag.parsers._base import FileParser
 from rag.parsers._blocks import Meta, TextBuilder
-from rag.parsers._limits import MAX_CELLS
 from rag.parsers._zip import check_office_file
 from rag.types import Document
 
 _MAX_ROWS = 1_048_576
-_MAX_PLACES = 20 * MAX_CELLS
+_PLACES_PER_CELL = 20
 """Empty cells cost time too: one cell at the far end of a row makes the reader fill in 16 383 others."""
 
 
@@ -34,13 +34,13 @@ class XlsxParser(FileParser):
             import openpyxl
         except ImportError as error:
             raise missing_extra("openpyxl", "office", "reading XLSX files") from error
-        check_office_file(data)
-        builder = TextBuilder()
+        check_office_file(data, self.limits)
+        builder = TextBuilder(self.limits)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles and extensions, which are not read here
             book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True, keep_links=False)
             try:
-                count = _Count()
+                count = _Count(self.limits)
                 for sheet in book.worksheets:
                     builder.add(" ".join(sheet.title.split()), "heading", level=1)
                     builder.add_table(_rows(sheet, count))
@@ -57,8 +57,17 @@ class XlsxParser(FileParser):
 class _Count:
     """Over all sheets of a file."""
 
+    limits: Limits
     cells: int = 0
     places: int = 0
+
+    def check(self, sheet: str) -> None:
+        """InputError over the limit."""
+        if self.cells > self.limits.max_cells:
+            raise InputError(f"sheet {sheet!r}: {self.limits.over('max_cells')}")
+        if self.places > _PLACES_PER_CELL * self.limits.max_cells:
+            why = self.limits.over("max_cells")
+            raise InputError(f"sheet {sheet!r}, {_PLACES_PER_CELL} empty cells counted as one: {why}")
 
 
 def _rows(sheet: Any, count: _Count) -> Iterator[list[str]]:
@@ -67,8 +76,9 @@ def _rows(sheet: Any, count: _Count) -> Iterator[list[str]]:
         values = [_cell(value) for value in row]
         count.places += 1 + len(values)
         count.cells += sum(map(bool, values))
-        if count.cells > MAX_CELLS or count.places > _MAX_PLACES or number > _MAX_ROWS:
-            raise InputError(f"sheet {sheet.title!r}: over {MAX_CELLS:,} cells or too many empty ones; split the file")
+        count.check(sheet.title)
+        if number > _MAX_ROWS:
+            raise InputError(f"sheet {sheet.title!r}: more than {_MAX_ROWS:,} rows, which no XLSX file can have")
         yield values
 
 

@@ -2,7 +2,8 @@
 
 from rag.store.corpus import StoreCorpus
 from rag.store.records import DocumentInfo, Entry, FileRecord
+from rag.store.snapshots import SnapshotInfo
 from rag.store.store import Store
 from rag.store.verify import VerifyReport, verify
 
-__all__ = ["DocumentInfo", "Entry", "FileRecord", "Store", "StoreCorpus", "VerifyReport", "verify"]
+__all__ = ["DocumentInfo", "Entry", "FileRecord", "SnapshotInfo", "Store", "StoreCorpus", "VerifyReport", "verify"]

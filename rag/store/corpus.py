@@ -11,10 +11,19 @@ from rag.errors import ConfigError, IndexDamagedError
 from rag.protocols import Corpus, Filter
 from rag.store.database import Database, batches, marks
 from rag.store.derived import DerivedFiles
-from rag.store.filters import compile_filter
-from rag.store.read import CHUNK_TABLES, TextReader, chunk_row, document_row, read_chunks, read_document, read_state
+from rag.store.filters import compile_filter, names_documents_only
+from rag.store.lexical import LexicalIndex
+from rag.store.read import (
+    CHUNK_TABLES,
+    TextReader,
+    chunk_row,
+    document_row,
+    read_chunks,
+    read_state,
+    sound_document,
+)
 from rag.text import lexical_words
-from rag.types import Chunk, Document
+from rag.types import Chunk, Document, parse_chunk_id
 
 if TYPE_CHECKING:
     from rag.protocols import Rows, Vectors
@@ -40,6 +49,7 @@ class StoreCorpus(Corpus):
         self._documents: dict[str, Document] = {}
         self.generation: int = read_state(self._db, "generation")
         self._count: int = self._db.value("SELECT count(*) FROM chunks")
+        self._lexical = LexicalIndex(self._db, self._count)
         self._fingerprint: str | None = read_state(self._db, "manifest").get("fingerprint")
 
     def __enter__(self) -> StoreCorpus:
@@ -61,12 +71,29 @@ class StoreCorpus(Corpus):
     def rows(self, where: Filter | None = None) -> Rows:
         import numpy as np
 
-        condition, values = compile_filter(where)
-        sql = f"SELECT c.id FROM {CHUNK_TABLES} WHERE {condition} ORDER BY c.id"
-        return np.array([row for (row,) in self._db.rows(sql, values)], dtype=np.int64)
+        sql, values = _rows_sql(where)
+        # One text of a million numbers costs a quarter of a million result rows.
+        text = self._db.value(f"SELECT group_concat(id) FROM ({sql})", values)
+        rows = np.fromstring(text, dtype=np.int64, sep=",") if text else np.empty(0, dtype=np.int64)
+        rows.sort()
+        return rows
 
     def rows_of(self, chunk_ids: Sequence[str]) -> list[int]:
-        return [chunk_row(self._db, chunk_id) for chunk_id in chunk_ids]
+        places = [_place(chunk_id) for chunk_id in chunk_ids]
+        found: dict[tuple[str, int, int], int] = {}
+        for part in batches(places):
+            # CROSS JOIN fixes the order: from each wanted place through the two unique indexes.
+            sql = (
+                f"WITH wanted(doc_id, start, stop) AS (VALUES {','.join(['(?, ?, ?)'] * len(part))}) "
+                "SELECT w.doc_id, w.start, w.stop, c.id FROM wanted w CROSS JOIN documents d ON d.doc_id = w.doc_id "
+                "CROSS JOIN chunks c ON c.document = d.id AND c.start = w.start AND c.stop = w.stop"
+            )
+            rows = self._db.rows(sql, [value for place in part for value in place])
+            found.update(((doc_id, start, stop), row) for doc_id, start, stop, row in rows)
+        for chunk_id, place in zip(chunk_ids, places, strict=True):
+            if place not in found:
+                raise KeyError(chunk_id)
+        return [found[place] for place in places]
 
     def vectors(self, rows: Sequence[int] | None = None) -> tuple[Rows, Vectors]:
         import numpy as np
@@ -83,6 +110,8 @@ class StoreCorpus(Corpus):
             sql = f"SELECT c.id, v.vector FROM {join} WHERE c.id IN ({marks(part)}) ORDER BY c.id"
             queries.append((sql, (number, *part)))
         found, matrix = self._matrix(queries, len(unique), dimension)
+        if np.array_equal(found, wanted):
+            return wanted, matrix  # asked for in order: nothing to copy
         at = np.searchsorted(found, wanted)
         known = at < len(found)
         known[known] = found[at[known]] == wanted[known]
@@ -136,18 +165,8 @@ class StoreCorpus(Corpus):
         distinct = dict.fromkeys(word for text in words for word in lexical_words(text))
         if not distinct or k <= 0:
             return []
-        query = " OR ".join(f'"{word}"' for word in distinct)
-        tables, condition, values = "lexical", "1", list[Any]()
-        if where:
-            # CROSS JOIN fixes the order: the full-text index first, then the filter, row by row.
-            tables = "lexical CROSS JOIN chunks c ON c.id = lexical.rowid CROSS JOIN documents d ON d.id = c.document"
-            condition, values = compile_filter(where)
-        rows = self._db.rows(
-            f"SELECT lexical.rowid, bm25(lexical) AS score FROM {tables} "
-            f"WHERE lexical MATCH ? AND {condition} ORDER BY score, lexical.rowid LIMIT ?",
-            (query, *values, k),
-        )
-        return [(row, -score) for row, score in rows]
+        allowed, values = _rows_sql(where) if where else ("", [])
+        return self._lexical.search(list(distinct), k, allowed, values)
 
     def neighbours(self, chunk_id: str, before: int, after: int) -> list[Chunk]:
         row = chunk_row(self._db, chunk_id)
@@ -160,7 +179,7 @@ class StoreCorpus(Corpus):
         if doc_id not in self._documents:
             if len(self._documents) >= _KEPT_DOCUMENTS:
                 self._documents.clear()
-            self._documents[doc_id] = read_document(self._db, doc_id)
+            self._documents[doc_id] = sound_document(self._db, doc_id)
         return self._documents[doc_id]
 
     def source(self, doc_id: str) -> str:
@@ -175,3 +194,23 @@ class StoreCorpus(Corpus):
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
         return self._derived.publish(name, self.generation, write)
+
+
+def _place(chunk_id: str) -> tuple[str, int, int]:
+    """(document id, start, stop); KeyError for what is no chunk id."""
+    try:
+        doc_id, span = parse_chunk_id(chunk_id)
+    except ValueError:
+        raise KeyError(chunk_id) from None
+    return doc_id, span.start, span.end
+
+
+def _rows_sql(where: Filter | None) -> tuple[str, list[Any]]:
+    """(query of column `id`: the rows that match, in any order; its values)."""
+    condition, values = compile_filter(where)
+    if not where:
+        return "SELECT id FROM chunks", []
+    # CROSS JOIN fixes the order: each document is asked once, not each of its chunks.
+    by_document = "documents d CROSS JOIN chunks c ON c.document = d.id"
+    tables = by_document if names_documents_only(where) else CHUNK_TABLES
+    return f"SELECT c.id AS id FROM {tables} WHERE {condition}", values

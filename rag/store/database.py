@@ -6,6 +6,7 @@ be carried over a fork.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -90,15 +91,24 @@ class Database:
         with self._lock:
             self.run("BEGIN IMMEDIATE")
             try:
-                hit("commit.begin")
+                self._hit("commit.begin")
                 yield
-                hit("commit.written")
+                self._hit("commit.written")
                 self.run("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.rollback()
+                self._undo()
                 raise
-            hit("commit.done")
+            self._hit("commit.done")
+
+    def _undo(self) -> None:
+        """A disk that fails may refuse this as well; what led here is the error to tell, and closing undoes too."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.rollback()
+
+    def _hit(self, point: str) -> None:
+        with translated(self.path):
+            hit(point)
 
     def begin_snapshot(self) -> None:
         """Hold one state of the index until `close`."""
@@ -147,11 +157,13 @@ def _open(path: Path, options: str, busy_seconds: float) -> sqlite3.Connection:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
+    """Turn SQLite's errors, and those of the operating system, into ours."""
     try:
         yield
     except sqlite3.Error as error:
         raise _ours(error, path) from error
+    except OSError as error:
+        raise RagError(f"{path}: {error.strerror or error}") from error
 
 
 def _ours(error: sqlite3.Error, path: Path) -> RagError:
@@ -160,8 +172,8 @@ def _ours(error: sqlite3.Error, path: Path) -> RagError:
     text = str(error)
     if code in _DAMAGED or "decode to UTF-8" in text or "no such table" in text or "no such column" in text:
         return IndexDamagedError(
-            f"{path} is damaged ({text}). Run `rag verify` for the details; then restore a copy, or move the index "
-            "directory away and run `rag ingest` again (the sources are not touched)."
+            f"{path} is damaged ({text}). Run `rag verify` for the details and `rag repair` to cure it, or restore a "
+            "copy (rag snapshot restore NAME); the sources are not touched."
         )
     if code in _BUSY:
         return IndexLockedError(f"{path} is busy: another process is writing ({text}). Try again in a moment.")

@@ -7,14 +7,16 @@ sweeps away, and never a recorded one that is not whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rag.errors import ConfigError
+from rag.errors import ConfigError, RagError
 from rag.store.database import Database, Row
 from rag.store.failpoints import hit
 from rag.store.read import read_state
@@ -48,13 +50,19 @@ class DerivedFiles:
             raise ConfigError(f"{name!r} is no name for a derived file; allowed are letters, digits, '.', '_', '-'")
         if not self._is_writable():
             return None
-        self._folder.mkdir(exist_ok=True)
         fresh = self._folder / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
+            self._folder.mkdir(exist_ok=True)
             write(fresh)
             return self._settle(name, generation, fresh)
+        except OSError as error:
+            raise RagError(
+                f"{self._folder}: the file {name!r} cannot be made ({error.strerror or error}). All documents are "
+                "stored; free some space or mend the disk, then run the same command again."
+            ) from error
         finally:
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next writer sweeps it away
+                fresh.unlink(missing_ok=True)
 
     def _settle(self, name: str, generation: int, fresh: Path) -> Path | None:
         hit("derived.written")
@@ -63,11 +71,13 @@ class DerivedFiles:
         hit("derived.synced")
         digest, size = checksum(fresh)
         path = self._folder / f"{name}.{generation}.{digest[:12]}"
+        if path.is_dir():
+            _remove(path)  # nobody of us made it, and no file can take its place
         fresh.replace(path)
         sync_directory(self._folder)
         hit("derived.renamed")
         if not self._record((name, generation, path.name, digest, size)):
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
         hit("derived.recorded")
         self.sweep(name)
@@ -96,7 +106,7 @@ class DerivedFiles:
             db.close()
         for path in self._folder.iterdir():
             if path.name not in kept and (name is None or path.name.startswith(f"{name}.")):
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _row(self, sql: str, *values: object) -> Row | None:
         db = Database(self._directory, writable=False)
@@ -104,6 +114,12 @@ class DerivedFiles:
             return db.one(sql, values)
         finally:
             db.close()
+
+
+def _remove(path: Path) -> None:
+    """Delete a file that nobody needs; one that cannot be deleted now is tried again by the next writer."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> tuple[str, int]:

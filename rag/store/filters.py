@@ -18,7 +18,7 @@ from typing import Any
 from rag.errors import ConfigError
 from rag.protocols import Filter
 
-__all__ = ["compile_filter"]
+__all__ = ["compile_filter", "names_documents_only"]
 
 Condition = tuple[str, list[Any]]
 
@@ -35,6 +35,15 @@ def compile_filter(where: Filter | None) -> Condition:
     if len(values) > _MAX_VALUES:
         raise ConfigError(f"filter: {len(values)} values are too many; allowed are {_MAX_VALUES}")
     return sql, values
+
+
+def names_documents_only(where: Filter) -> bool:
+    """True when a filter that compiles says the same of all chunks of a document, so that documents can be asked."""
+    for name, rule in where.items():
+        parts = rule if name in ("and", "or") else [rule] if name == "not" else []
+        if name == "section" or not all(names_documents_only(part) for part in parts):
+            return False
+    return True
 
 
 def _all_of(where: object, depth: int) -> Condition:
@@ -66,16 +75,16 @@ def _field(name: object, rule: Any) -> Condition:
 
 
 def _place(name: object) -> Callable[[str, list[Any]], Condition]:
-    """A function that wraps a condition on `x`, the field's value, into one on the chunk."""
-    if name in ("source", "doc_id", "title"):
-        return lambda test, values: (f"EXISTS (SELECT 1 FROM (SELECT d.{name} AS x) WHERE {test})", values)
+    """A function that turns a condition on `{x}`, the field's value, into one on the chunk."""
+    if name in ("source", "doc_id", "title"):  # the bare column, so that SQLite can use its index
+        return lambda test, values: (f"({test.format(x=f'd.{name}')})", values)
     if name == "section":
         headings = "SELECT value AS x FROM json_each(c.section)"
-        return lambda test, values: (f"EXISTS (SELECT 1 FROM ({headings}) WHERE {test})", values)
+        return lambda test, values: (f"EXISTS (SELECT 1 FROM ({headings}) WHERE {test.format(x='x')})", values)
     if isinstance(name, str) and name.startswith("meta.") and len(name) > len("meta."):
         meta = "SELECT m.value AS x FROM document_meta m WHERE m.document = d.id AND m.name = ?"
         key = _value(name, name.removeprefix("meta."))
-        return lambda test, values: (f"EXISTS (SELECT 1 FROM ({meta}) WHERE {test})", [key, *values])
+        return lambda test, values: (f"EXISTS (SELECT 1 FROM ({meta}) WHERE {test.format(x='x')})", [key, *values])
     raise ConfigError(f"filter: unknown field {name!r}; allowed are {', '.join(_FIELDS)}, and, or, not")
 
 
@@ -95,22 +104,22 @@ def _operator(name: str, place: Callable[[str, list[Any]], Condition], operator:
     if operator == "contains":
         if not isinstance(value, str):
             raise ConfigError(f"filter: {name} contains takes a text, not {value!r}")
-        return place("typeof(x) = 'text' AND instr(x, ?) > 0", [_value(name, value)])
+        return place("typeof({x}) = 'text' AND instr({x}, ?) > 0", [_value(name, value)])
     if operator not in _COMPARE:
         raise ConfigError(f"filter: {name} has no operator {operator!r}; allowed are {', '.join(_OPERATORS)}")
-    return place(f"{_kind(value)} AND x {_COMPARE[str(operator)]} ?", [_value(name, value)])
+    return place(f"{_kind(value)} AND {{x}} {_COMPARE[str(operator)]} ?", [_value(name, value)])
 
 
 def _in(name: str, place: Callable[[str, list[Any]], Condition], values: list[Any]) -> Condition:
     texts = [_value(name, value) for value in values if isinstance(value, str)]
     numbers = [_value(name, value) for value in values if not isinstance(value, str)]
-    tests = [f"({_kind(group[0])} AND x IN ({','.join('?' * len(group))}))" for group in (texts, numbers) if group]
+    tests = [f"({_kind(group[0])} AND {{x}} IN ({','.join('?' * len(group))}))" for group in (texts, numbers) if group]
     return place(" OR ".join(tests) or "0", [*texts, *numbers])
 
 
 def _kind(value: object) -> str:
     # Without this, SQLite would call every number smaller than every text, and '5' equal to 5 in a text column.
-    return "typeof(x) = 'text'" if isinstance(value, str) else "typeof(x) IN ('integer', 'real')"
+    return "typeof({x}) = 'text'" if isinstance(value, str) else "typeof({x}) IN ('integer', 'real')"
 
 
 def _value(name: str, value: object) -> str | int | float:

@@ -13,9 +13,10 @@ from rag.store.database import Database
 from rag.store.filters import compile_filter
 from rag.store.read import CHUNK_TABLES, read_state
 from rag.store.records import DocumentInfo, FileRecord
+from rag.store.runs import count_runs
 from rag.store.schema import FILE_NAME
 
-__all__ = ["count_all", "find_document", "list_documents", "list_files"]
+__all__ = ["count_all", "files_of", "find_document", "list_documents", "list_files", "size_bytes"]
 
 _MIN_PREFIX = 4
 _COUNTS = {
@@ -26,7 +27,6 @@ _COUNTS = {
     "failed": "SELECT count(*) FROM files WHERE error IS NOT NULL",
     "chars": "SELECT coalesce(sum(chars), 0) FROM documents",
     "tokens": "SELECT coalesce(sum(token_count), 0) FROM chunks",
-    "runs": "SELECT count(*) FROM runs",
 }
 _EMBEDDED = (
     "SELECT count(*) FROM chunks c JOIN vectors v ON v.key = c.key "
@@ -42,6 +42,16 @@ def list_files(db: Database) -> dict[str, FileRecord]:
     )
     names = ("origin", "source", "content_hash", "size_bytes", "mtime_ns", "recipe", "doc_id", "error")
     return {row[0]: FileRecord(**dict(zip(names, row, strict=True))) for row in db.rows(sql)}
+
+
+def files_of(db: Database, doc_id: str) -> list[FileRecord]:
+    """The inputs that a document stands for, by origin."""
+    sql = (
+        "SELECT f.origin, f.source, f.content_hash, f.size_bytes, f.mtime_ns, f.recipe, d.doc_id, f.error "
+        "FROM documents d JOIN files f ON f.document = d.id WHERE d.doc_id = ? ORDER BY f.origin"
+    )
+    names = ("origin", "source", "content_hash", "size_bytes", "mtime_ns", "recipe", "doc_id", "error")
+    return [FileRecord(**dict(zip(names, row, strict=True))) for row in db.rows(sql, (doc_id,))]
 
 
 def list_documents(db: Database, where: Filter | None) -> list[DocumentInfo]:
@@ -93,11 +103,13 @@ def count_all(db: Database) -> dict[str, Any]:
     fingerprint = read_state(db, "manifest").get("fingerprint")
     counts = {name: db.value(sql) for name, sql in _COUNTS.items()}
     counts["embedded"] = db.value(_EMBEDDED, (fingerprint,))
-    size, generation = _size_bytes(db.path.parent), read_state(db, "generation")
+    counts["runs"] = count_runs(db.path.parent)
+    size, generation = size_bytes(db.path.parent), read_state(db, "generation")
     return {**counts, "bytes": size, "generation": generation, "fingerprint": fingerprint}
 
 
-def _size_bytes(directory: Path) -> int:
+def size_bytes(directory: Path) -> int:
     """Size of the database, its log and the derived files."""
-    paths = [*directory.glob(f"{FILE_NAME}*"), *(directory / "derived").glob("*")]
+    names = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
+    paths = [*(directory / name for name in names), *(directory / "derived").glob("*")]
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rag.errors import IndexLockedError, UsageError
+from rag.store.failpoints import hit
 
 __all__ = ["WriterLock"]
 
@@ -35,20 +37,34 @@ class WriterLock:
             raise UsageError(
                 f"{directory} cannot be written ({error.strerror}). Choose an index directory that you may write."
             ) from error
-        self._write_owner()
+        try:
+            hit("lock.acquired")
+            self._write_owner()
+        except OSError:
+            self._unname()  # the name is a courtesy to others; a dead owner's would be a wrong one
 
     def release(self) -> None:
         """Let the next writer in; calling twice is fine."""
         if self._lock.is_locked:
-            (self._directory / _OWNER).unlink(missing_ok=True)
+            self._unname()
+            with contextlib.suppress(OSError):
+                hit("lock.unnamed")
             self._lock.release()
+            with contextlib.suppress(OSError):
+                hit("lock.released")
+
+    def _unname(self) -> None:
+        with contextlib.suppress(OSError):
+            (self._directory / _OWNER).unlink(missing_ok=True)
 
     def _write_owner(self) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         fresh = self._directory / f"{_OWNER}.new"
         fresh.write_text(json.dumps(owner), encoding="utf-8")
+        hit("lock.written")
         fresh.replace(self._directory / _OWNER)
+        hit("lock.named")
 
 
 def _describe(directory: Path) -> str:

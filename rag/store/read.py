@@ -12,12 +12,22 @@ from rag.store.database import Database, Row, batches, marks
 from rag.store.schema import PART_CHARS
 from rag.types import Block, Chunk, Document, Page, Span, parse_chunk_id
 
-__all__ = ["TextReader", "chunk_row", "document_row", "read_chunks", "read_document", "read_state", "slice_chunks"]
+__all__ = [
+    "TextReader",
+    "chunk_row",
+    "document_row",
+    "read_chunks",
+    "read_document",
+    "read_state",
+    "slice_chunks",
+    "sound_document",
+]
 
 CHUNK_COLUMNS = (
     "c.id, c.document, d.doc_id, c.start, c.stop, c.parent_start, c.parent_stop, "
-    "c.token_count, c.section, c.header, c.chunker"
+    "c.token_count, c.section, c.header, c.chunker, c.key"
 )
+_CURE = "Run `rag verify` for the details and `rag repair` to mend the index."
 CHUNK_TABLES = "chunks c JOIN documents d ON d.id = c.document"
 
 
@@ -82,6 +92,14 @@ def read_document(db: Database, doc_id: str) -> Document:
     )
 
 
+def sound_document(db: Database, doc_id: str) -> Document:
+    """As `read_document`, and IndexDamagedError when it is not the text that its id was made from."""
+    document = read_document(db, doc_id)
+    if document.id != doc_id:
+        raise IndexDamagedError(f"{db.path}: the text of document {doc_id} is not the one that was stored. {_CURE}")
+    return document
+
+
 def chunk_row(db: Database, chunk_id: str) -> int:
     """The row of a chunk; KeyError for an unknown id."""
     try:
@@ -102,19 +120,20 @@ def read_chunks(db: Database, texts: TextReader, rows: Sequence[int]) -> list[Ch
     found: dict[int, Chunk] = {}
     for part in batches([int(row) for row in rows]):
         sql = f"SELECT {CHUNK_COLUMNS} FROM {CHUNK_TABLES} WHERE c.id IN ({marks(part)}) ORDER BY c.id"
-        found.update((row[0], _chunk(row, texts)) for row in db.rows(sql, part))
+        found.update((row[0], _chunk(db, row, texts)) for row in db.rows(sql, part))
     return [found[int(row)] for row in rows]
 
 
 def slice_chunks(db: Database, texts: TextReader, document: int) -> list[Chunk]:
     """All chunks of one document, in reading order."""
     sql = f"SELECT {CHUNK_COLUMNS} FROM {CHUNK_TABLES} WHERE c.document = ? ORDER BY c.id"
-    return [_chunk(row, texts) for row in db.rows(sql, (document,))]
+    return [_chunk(db, row, texts) for row in db.rows(sql, (document,))]
 
 
-def _chunk(row: Row, texts: TextReader) -> Chunk:
-    _, document, doc_id, start, stop, parent_start, parent_stop, token_count, section, header, chunker = row
-    return Chunk(
+def _chunk(db: Database, row: Row, texts: TextReader) -> Chunk:
+    """The chunk, its words compared with the key it was stored under: spoiled text is never served as a citation."""
+    _, document, doc_id, start, stop, parent_start, parent_stop, token_count, section, header, chunker, key = row
+    chunk = Chunk(
         doc_id=doc_id,
         span=Span(start, stop),
         text=texts.slice(document, start, stop),
@@ -124,3 +143,6 @@ def _chunk(row: Row, texts: TextReader) -> Chunk:
         chunker=chunker,
         parent=None if parent_start is None else Span(parent_start, parent_stop),
     )
+    if chunk.key != key.hex():
+        raise IndexDamagedError(f"{db.path}: the text of chunk {chunk.id} is not the one that was stored. {_CURE}")
+    return chunk

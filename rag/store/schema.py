@@ -5,14 +5,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
-from rag.errors import IndexDamagedError
+from rag.errors import IndexDamagedError, RagError
 from rag.store.failpoints import hit
 
-__all__ = ["FILE_NAME", "FORMAT", "LEXICAL", "PART_CHARS", "check_format", "create_file", "sync_directory"]
+__all__ = [
+    "FILE_NAME",
+    "FORMAT",
+    "LEXICAL",
+    "OBJECTS",
+    "PART_CHARS",
+    "check_format",
+    "create_file",
+    "missing_names",
+    "read_format",
+    "sync_directory",
+    "sync_file",
+]
 
 FILE_NAME = "index.sqlite"
+OBJECTS = "SELECT type, name FROM sqlite_master"
 APPLICATION_ID = 0x43_48_57_31  # "CHW1"
 FORMAT = 2
 
@@ -39,7 +53,9 @@ CREATE TABLE documents(
     decision TEXT,
     meta TEXT NOT NULL,
     blocks TEXT NOT NULL,
-    pages TEXT NOT NULL);
+    pages TEXT NOT NULL,
+    crc INTEGER NOT NULL DEFAULT 0,
+    chunks_crc INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX documents_source ON documents(source);
 
 CREATE TABLE document_texts(
@@ -56,7 +72,8 @@ CREATE TABLE document_meta(
 
 CREATE TABLE signatures(
     document INTEGER PRIMARY KEY REFERENCES documents ON DELETE CASCADE,
-    signature BLOB NOT NULL);
+    signature BLOB NOT NULL,
+    crc INTEGER NOT NULL);
 
 CREATE TABLE files(
     origin TEXT PRIMARY KEY,
@@ -69,6 +86,7 @@ CREATE TABLE files(
     error TEXT,
     CHECK (document IS NOT NULL OR error IS NOT NULL));
 CREATE INDEX files_document ON files(document);
+CREATE INDEX files_source ON files(source);
 
 CREATE TABLE chunks(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -95,7 +113,7 @@ CREATE TABLE vectors(
     fingerprint INTEGER NOT NULL REFERENCES fingerprints,
     key BLOB NOT NULL,
     vector BLOB NOT NULL,
-    crc INTEGER NOT NULL,
+    crc INTEGER NOT NULL DEFAULT 0,
     UNIQUE (key, fingerprint));
 
 CREATE VIRTUAL TABLE lexical USING {LEXICAL};
@@ -106,11 +124,6 @@ CREATE TABLE derived(
     file TEXT NOT NULL,
     checksum TEXT NOT NULL,
     bytes INTEGER NOT NULL);
-
-CREATE TABLE runs(
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    run_id TEXT NOT NULL UNIQUE,
-    run TEXT NOT NULL);
 """
 
 
@@ -118,28 +131,58 @@ def create_file(directory: Path) -> None:
     """Make an empty index in `directory`, whole or not at all. The caller holds the writer lock."""
     path = directory / FILE_NAME
     fresh = directory / f"{FILE_NAME}.new"
-    for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm"), Path(f"{path}-wal"), Path(f"{path}-shm")):
+    for leftover in (fresh, *_beside(fresh), *_beside(path)):
         leftover.unlink(missing_ok=True)  # a log without its database would be replayed into the new one
-    connection = sqlite3.connect(fresh, isolation_level=None)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(
-            f"BEGIN; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; {_TABLES} COMMIT;"
-        )
-    finally:
-        connection.close()
+        connection = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.executescript(
+                f"BEGIN; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; {_TABLES} COMMIT;"
+            )
+            # Last: what stands in a log when the file is renamed would be lost, and closing reports no failure.
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise RagError(f"{directory}: the index cannot be created ({error})") from error
+    if mode != "wal":
+        raise RagError(f"{directory}: the index cannot be created (SQLite refuses its write-ahead log here)")
     hit("create.written")
-    with fresh.open("rb+") as handle:
-        os.fsync(handle.fileno())
+    sync_file(fresh)
     hit("create.synced")
     fresh.replace(path)
     sync_directory(directory)
     hit("create.renamed")
 
 
+def _beside(path: Path) -> list[Path]:
+    """What SQLite may leave beside a database."""
+    return [Path(f"{path}{suffix}") for suffix in ("-journal", "-wal", "-shm")]
+
+
+def missing_names(held: Iterable[tuple[str, str]]) -> list[str]:
+    """The tables and indexes of this format that are not among `held`, the rows of OBJECTS."""
+    model = sqlite3.connect(":memory:")
+    try:
+        model.executescript(_TABLES)
+        return sorted(name for _, name in set(model.execute(OBJECTS)) - set(held))
+    finally:
+        model.close()
+
+
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """IndexDamagedError unless this is an index of a format that this version reads."""
+    """IndexDamagedError unless this is an index of the format that this version reads."""
+    version = read_format(connection, path)
+    if version < FORMAT:
+        raise IndexDamagedError(
+            f"{path} has index format {version}; this version of Chunkwise reads format {FORMAT}. "
+            f"Bring it up to date with: rag migrate --index {path.parent}"
+        )
+
+
+def read_format(connection: sqlite3.Connection, path: Path) -> int:
+    """The format of an index file; IndexDamagedError when it is none, or newer than this version knows."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -147,11 +190,18 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} is an SQLite file of another application (id {application}), not a Chunkwise index. "
             "Choose another index directory, or move this file away and run `rag ingest` again."
         )
-    if version != FORMAT:
+    if version > FORMAT:
         raise IndexDamagedError(
             f"{path} has index format {version}; this version of Chunkwise reads format {FORMAT}. "
             "Upgrade Chunkwise, or build a new index with `rag ingest` in another directory."
         )
+    return int(version)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to `path` durable."""
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
 
 
 def sync_directory(directory: Path) -> None:

@@ -3,31 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.errors import RagError, UsageError
 from rag.protocols import Filter
-from rag.store import runs
+from rag.store import lookup, runs, snapshots
 from rag.store.checks import check_entry, check_failed, check_file
+from rag.store.compact import sweep_compact
 from rag.store.corpus import StoreCorpus
 from rag.store.database import Database, batches, marks
 from rag.store.derived import DerivedFiles
-from rag.store.listing import count_all, find_document, list_documents, list_files
+from rag.store.listing import count_all, files_of, find_document, list_documents, list_files
 from rag.store.lock import WriterLock
+from rag.store.problems import document_problems
 from rag.store.read import (
     TextReader,
     chunk_row,
     document_row,
     read_chunks,
-    read_document,
     read_state,
     slice_chunks,
+    sound_document,
 )
 from rag.store.records import DocumentInfo, Entry, FileRecord
 from rag.store.schema import FILE_NAME, create_file
-from rag.store.write import Change, lexical_signature, rebuild_lexical, write_state
+from rag.store.snapshots import SnapshotInfo
+from rag.store.swap import finish_replacement
+from rag.store.write import Change, lexical_signature, put_vectors, rebuild_lexical, write_state
 from rag.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ class Store:
             raise UsageError(f"{directory} cannot be an index directory: {error.strerror}") from error
         lock = WriterLock(directory, wait_seconds=wait_seconds)
         try:
+            finish_replacement(directory)
             if not (directory / FILE_NAME).exists():
                 create_file(directory)
             store = cls(directory, lock)
@@ -98,6 +104,8 @@ class Store:
     def _tidy(self) -> None:
         """Clear what a dead writer or an older version left: unrecorded files, a full-text index of other rules."""
         self._derived.sweep()
+        snapshots.sweep_snapshots(self.directory)
+        sweep_compact(self.directory)
         if read_state(self._db, "lexical") != lexical_signature():
             self.rebuild_lexical()
 
@@ -164,6 +172,70 @@ class Store:
         with self._db.writing():
             return rebuild_lexical(self._db)
 
+    def optimize_lexical(self) -> None:
+        """Merge the parts of the full-text index into one; searches read it faster afterwards."""
+        self._need_writer()
+        with self._db.writing():
+            self._db.run("INSERT INTO lexical(lexical) VALUES ('optimize')")
+
+    def clear_derived(self) -> None:
+        """Delete all derived files; they are made again when they are next needed."""
+        self._need_writer()
+        with self._db.writing():
+            self._db.run("DELETE FROM derived")
+            manifest = read_state(self._db, "manifest")
+            if manifest.pop("ready", None):  # what says that they are made
+                write_state(self._db, "manifest", manifest)
+        self._derived.sweep()
+
+    def add_vectors(self, fingerprint: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Store vectors of chunks that are there already, key -> (dimension,) vector."""
+        self._need_writer()
+        with self._db.writing():
+            if put_vectors(self._db, fingerprint, vectors):
+                write_state(self._db, "generation", read_state(self._db, "generation") + 1)
+
+    def reserve_rows(self, documents: int, chunks: int) -> tuple[int, int]:
+        """Take row ids out of use here, for a store that will replace this one; the last ids given out before."""
+        self._need_writer()
+        with self._db.writing():
+            last: dict[str, int] = dict(self._db.rows("SELECT name, seq FROM sqlite_sequence"))
+            self._set_last_rows(last.get("documents", 0) + documents, last.get("chunks", 0) + chunks)
+        return last.get("documents", 0), last.get("chunks", 0)
+
+    def start_rows_after(self, documents: int, chunks: int) -> None:
+        """Rows that are written from now on have ids greater than these."""
+        self._need_writer()
+        with self._db.writing():
+            self._set_last_rows(documents, chunks)
+
+    def _set_last_rows(self, documents: int, chunks: int) -> None:
+        for row in (("documents", documents), ("chunks", chunks)):
+            self._db.run("DELETE FROM sqlite_sequence WHERE name = ?", row[:1])
+            self._db.run("INSERT INTO sqlite_sequence(name, seq) VALUES (?, ?)", row)
+
+    # -- whole copies ----------------------------------------------------------------------------------------
+
+    def snapshot_create(
+        self, name: str | None = None, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> SnapshotInfo:
+        """Copy the newest committed state under a name (default: the time). Needs no writer lock."""
+        return snapshots.create_snapshot(self.directory, name, on_progress=on_progress)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """All snapshots, oldest first."""
+        return snapshots.list_snapshots(self.directory)
+
+    def snapshot_restore(self, name: str) -> None:
+        """Go back to a snapshot; readers that are open keep what they see. IndexDamagedError when it is damaged."""
+        self._need_writer()
+        snapshots.restore_snapshot(self.directory, name)
+        self._tidy()
+
+    def snapshot_delete(self, name: str) -> None:
+        """UsageError for an unknown name."""
+        snapshots.delete_snapshot(self.directory, name)
+
     def add_run(self, run: Mapping[str, Any]) -> str:
         """Keep the trace of a run and return its id; "" when the index cannot be written. Needs no writer lock."""
         return runs.add_run(self.directory, run)
@@ -178,23 +250,73 @@ class Store:
         """What `set_manifest` stored; {} in a new index."""
         return dict(read_state(self._db, "manifest"))
 
+    @property
+    def generation(self) -> int:
+        """Grows with every change of the chunks."""
+        return int(read_state(self._db, "generation"))
+
     def files(self) -> dict[str, FileRecord]:
         """All known inputs by origin."""
         return list_files(self._db)
 
+    def files_at(self, origins: Sequence[str]) -> dict[str, FileRecord]:
+        """The known inputs among `origins`."""
+        return lookup.find_files(self._db, origins)
+
+    def origins(self) -> list[str]:
+        """The origins of all known inputs, sorted."""
+        return lookup.list_origins(self._db)
+
+    def owners(self, sources: Sequence[str]) -> dict[str, str]:
+        """Source -> the origin that has this name."""
+        return lookup.find_owners(self._db, sources)
+
+    def place(self, doc_id: str) -> tuple[str, tuple[str, ...]] | None:
+        """(source, origins) of a document, None for an unknown id."""
+        return lookup.find_place(self._db, doc_id)
+
+    def files_of(self, doc_id: str) -> list[FileRecord]:
+        """The inputs that a document stands for."""
+        return files_of(self._db, doc_id)
+
+    def check_document(self, doc_id: str) -> list[str]:
+        """What is wrong with the text and the facts of a document; [] when they are as committed."""
+        with self._db.reading():
+            return document_problems(self._db, document_row(self._db, doc_id)).document
+
+    def document_marks(self) -> dict[str, int]:
+        """Document id -> checksum of its facts (title, metadata, pages), in reading order."""
+        return dict(self._db.rows("SELECT doc_id, crc FROM documents ORDER BY id"))
+
+    def failed_files(self) -> list[FileRecord]:
+        """Inputs that are quarantined, by origin."""
+        origins = self._db.rows("SELECT origin FROM files WHERE error IS NOT NULL ORDER BY origin")
+        wanted = {origin for (origin,) in origins}
+        return [record for origin, record in self.files().items() if origin in wanted] if wanted else []
+
     def known_vectors(self, fingerprint: str, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The stored vectors among `keys`."""
+        """The stored vectors among `keys` that are what was committed; a damaged one counts as unknown."""
         from rag.vectors import from_blob
 
         found: dict[str, NDArray[np.float32]] = {}
         for part in batches([bytes.fromhex(key) for key in dict.fromkeys(keys)]):
             rows = self._db.rows(
-                "SELECT v.key, v.vector FROM vectors v JOIN fingerprints f ON f.id = v.fingerprint "
+                "SELECT v.key, v.vector, v.crc FROM vectors v JOIN fingerprints f ON f.id = v.fingerprint "
                 f"WHERE f.name = ? AND v.key IN ({marks(part)})",
                 (fingerprint, *part),
             )
-            found.update((key.hex(), from_blob(blob)) for key, blob in rows)
+            found.update((key.hex(), from_blob(blob)) for key, blob, crc in rows if zlib.crc32(blob) == crc)
         return found
+
+    def chunks_without_vector(self, fingerprint: str, limit: int) -> list[Chunk]:
+        """The first chunks, in row order, whose content has no vector under this fingerprint."""
+        sql = (
+            "SELECT c.id FROM chunks c WHERE NOT EXISTS (SELECT 1 FROM vectors v JOIN fingerprints f "
+            "ON f.id = v.fingerprint WHERE f.name = ? AND v.key = c.key) ORDER BY c.id LIMIT ?"
+        )
+        with self._db.reading():
+            rows = [row for (row,) in self._db.rows(sql, (fingerprint, limit))]
+            return read_chunks(self._db, TextReader(self._db), rows)
 
     def signatures(self) -> dict[str, bytes]:
         """Document id -> signature, in reading order, of the documents that have one."""
@@ -209,12 +331,12 @@ class Store:
     def document(self, doc_id: str) -> Document:
         """KeyError for an unknown id."""
         with self._db.reading():
-            return read_document(self._db, doc_id)
+            return sound_document(self._db, doc_id)
 
     def find_document(self, name: str) -> Document:
         """By id, by the unique beginning of an id, by source or by origin; UsageError when none or several fit."""
         with self._db.reading():
-            return read_document(self._db, find_document(self._db, name))
+            return sound_document(self._db, find_document(self._db, name))
 
     def chunk(self, chunk_id: str) -> Chunk:
         """KeyError for an unknown id."""
@@ -228,11 +350,11 @@ class Store:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A stored trace; UsageError for an unknown id."""
-        return runs.read_run(self._db, run_id)
+        return runs.read_run(self.directory, run_id)
 
     def runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """The newest traces, newest first."""
-        return runs.read_runs(self._db, limit)
+        return runs.read_runs(self.directory, limit)
 
     def stats(self) -> dict[str, Any]:
         """Counts. `embedded` are chunks with a vector of the manifest's embedder, `bytes` is the size on disk."""

@@ -1,4 +1,3 @@
-# ruff: noqa: S608 (only constants and question marks are put into SQL; values travel as parameters)
 """Does the index agree with itself, row by row? Problems are reported, never raised."""
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from typing import Any
 from rag.errors import RagError
 from rag.store.database import Database
 from rag.store.derived import matches
+from rag.store.problems import document_problems, lexical_problems, meta_differs
 from rag.store.read import read_document, read_state
-from rag.store.schema import LEXICAL
+from rag.store.runs import check_runs, count_runs
+from rag.store.schema import OBJECTS, missing_names
+from rag.store.snapshots import check_snapshot, list_snapshots
 from rag.store.store import Store
-from rag.store.write import lexical_rows
-from rag.types import content_key
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -26,10 +26,12 @@ _MAX_PER_CHECK = 20
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """`checked` counts what was looked at, by kind; `problems` is empty exactly when `ok`."""
+    """`checked` counts what was looked at, by kind; `problems` is empty exactly when `ok`; `notes` says what could
+    not be looked at."""
 
     checked: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -37,7 +39,12 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that `rag verify --json` prints."""
-        return {"ok": self.ok, "checked": dict(self.checked), "problems": list(self.problems)}
+        return {
+            "ok": self.ok,
+            "checked": dict(self.checked),
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
 
 
 Check = Callable[[Database, dict[str, int]], Iterator[str]]
@@ -55,6 +62,10 @@ def verify(store: Store | Path) -> VerifyReport:
     except RagError as error:
         report.problems.append(str(error))
         return report
+    try:
+        _beside(directory, report)
+    except OSError as error:
+        report.problems.append(f"{directory}: {error}")
     try:
         with db.reading():
             for check in _CHECKS:
@@ -87,6 +98,8 @@ def _database_pages(db: Database, checked: dict[str, int]) -> Iterator[str]:
     size, page = db.path.stat().st_size, db.value("PRAGMA page_size")
     if size % page:  # SQLite itself fills a short last page with zeros
         yield f"{db.path.name} ends inside a page: {size} bytes are no multiple of {page}"
+    for name in missing_names(db.rows(OBJECTS)):
+        yield f"{db.path.name} has no {name}"
     for (line,) in db.rows("PRAGMA integrity_check(20)"):
         if line != "ok":
             yield f"{db.path.name}: {line}"
@@ -96,33 +109,16 @@ def _database_pages(db: Database, checked: dict[str, int]) -> Iterator[str]:
 
 def _documents_and_chunks(db: Database, checked: dict[str, int]) -> Iterator[str]:
     checked["documents"] = checked["chunks"] = 0
-    for row, doc_id, chars in db.rows("SELECT id, doc_id, chars FROM documents ORDER BY id"):
+    for row, doc_id in db.rows("SELECT id, doc_id FROM documents ORDER BY id"):
         checked["documents"] += 1
-        try:
-            document = read_document(db, doc_id)
-        except (RagError, ValueError, TypeError) as error:
-            yield f"document {doc_id} cannot be read: {error}"
-            continue
-        if document.id != doc_id or len(document.text) != chars:
-            yield f"document {doc_id} ({document.source}): its text is not the one that was committed"
-        yield from _chunks_of(db, checked, row, doc_id, document.text)
+        found = document_problems(db, row)
+        checked["chunks"] += found.count
+        yield from found.document
+        yield from found.chunks
+        if not found.document and meta_differs(db, row, read_document(db, doc_id)):
+            yield f"document {doc_id}: the metadata that filters read is not the document's"
         if db.value("SELECT 1 FROM files WHERE document = ?", (row,)) is None:
             yield f"document {doc_id} belongs to no file"
-
-
-def _chunks_of(db: Database, checked: dict[str, int], row: int, doc_id: str, text: str) -> Iterator[str]:
-    sql = "SELECT start, stop, header, key FROM chunks WHERE document = ? ORDER BY id"
-    before = (-1, -1)
-    for start, stop, header, key in db.rows(sql, (row,)):
-        checked["chunks"] += 1
-        name = f"chunk {doc_id}:{start}-{stop}"
-        if not 0 <= start < stop <= len(text):
-            yield f"{name} lies outside of its document with {len(text)} characters"
-        elif content_key(header, text[start:stop]) != key.hex():
-            yield f"{name}: the document's text at its span is not the text that was chunked"
-        if (start, stop) < before:
-            yield f"{name} is out of reading order"
-        before = (start, stop)
 
 
 def _vectors(db: Database, checked: dict[str, int]) -> Iterator[str]:
@@ -154,26 +150,16 @@ def _vectors(db: Database, checked: dict[str, int]) -> Iterator[str]:
         yield f"chunk {doc_id}:{start}-{stop} has no vector of {fingerprint!r}"
 
 
-def _lexical_rows(db: Database, checked: dict[str, int]) -> Iterator[str]:
-    """Every chunk has its row with the right lengths, and every term its counts, as in an index built anew."""
-    checked["lexical"] = db.value("SELECT count(*) FROM lexical_docsize")
-    for (row,) in db.rows("SELECT id FROM chunks EXCEPT SELECT id FROM lexical_docsize"):
-        yield f"chunk row {row} is missing in the full-text index"
-    for (row,) in db.rows("SELECT id FROM lexical_docsize EXCEPT SELECT id FROM chunks"):
-        yield f"row {row} of the full-text index belongs to no chunk"
-    db.run(f"CREATE VIRTUAL TABLE temp.fresh USING {LEXICAL}")
-    db.many("INSERT INTO temp.fresh(rowid, text, heading) VALUES (?, ?, ?)", lexical_rows(db))
-    for (row,) in db.rows(
-        "SELECT a.id FROM main.lexical_docsize a JOIN temp.fresh_docsize b ON b.id = a.id WHERE a.sz <> b.sz"
-    ):
-        yield f"chunk row {row} has another text in the full-text index"
-    db.run("CREATE VIRTUAL TABLE temp.terms_now USING fts5vocab(main, lexical, col)")
-    db.run("CREATE VIRTUAL TABLE temp.terms_fresh USING fts5vocab(temp, fresh, col)")
-    checked["terms"] = db.value("SELECT count(DISTINCT term) FROM terms_now")
-    for a, b in (("terms_now", "terms_fresh"), ("terms_fresh", "terms_now")):
-        sql = f"SELECT DISTINCT term FROM (SELECT * FROM {a} EXCEPT SELECT * FROM {b})"
-        for (term,) in db.rows(sql):
-            yield f"the word {term!r} has wrong counts in the full-text index"
+def _signatures(db: Database, checked: dict[str, int]) -> Iterator[str]:
+    checked["signatures"] = 0
+    for row, signature, crc in db.stream("SELECT document, signature, crc FROM signatures"):
+        checked["signatures"] += 1
+        if zlib.crc32(signature) != crc:
+            yield f"the signature of document row {row} is not the one that was committed"
+
+
+def _full_text(db: Database, checked: dict[str, int]) -> Iterator[str]:
+    yield from lexical_problems(db, checked)
 
 
 def _derived_files(db: Database, checked: dict[str, int]) -> Iterator[str]:
@@ -188,6 +174,19 @@ def _state(db: Database, checked: dict[str, int]) -> Iterator[str]:
     checked["files"] = db.value("SELECT count(*) FROM files")
     if not isinstance(read_state(db, "generation"), int):
         yield "the generation is not a number"
+    if not isinstance(read_state(db, "manifest"), dict):
+        yield "the manifest is no mapping"
+
+
+def _beside(directory: Path, report: VerifyReport) -> None:
+    """What lies beside the index file: the traces and the snapshots."""
+    report.checked["runs"] = count_runs(directory)
+    report.problems.extend(check_runs(directory))
+    report.checked["snapshots"] = 0
+    for info in list_snapshots(directory):
+        report.checked["snapshots"] += 1
+        if not check_snapshot(info.path):
+            report.problems.append(f"snapshot {info.name} ({info.path.name}) is not what was written")
 
 
 _CHECKS: tuple[Check, ...] = (
@@ -195,6 +194,7 @@ _CHECKS: tuple[Check, ...] = (
     _state,
     _documents_and_chunks,
     _vectors,
-    _lexical_rows,
+    _signatures,
+    _full_text,
     _derived_files,
 )

@@ -8,7 +8,7 @@ import json
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag.errors import InputError
 from rag.store.database import Database, batches, marks
@@ -18,7 +18,23 @@ from rag.store.schema import PART_CHARS
 from rag.text import lexical_words
 from rag.types import Chunk, Document
 
-__all__ = ["Change", "dump_json", "lexical_form", "lexical_signature", "rebuild_lexical", "write_state"]
+if TYPE_CHECKING:
+    from rag.protocols import Vectors
+
+__all__ = [
+    "Change",
+    "chunks_crc",
+    "document_crc",
+    "dump_json",
+    "lexical_form",
+    "lexical_rows",
+    "lexical_signature",
+    "meta_rows",
+    "put_vectors",
+    "rebuild_lexical",
+    "write_meta",
+    "write_state",
+]
 
 _CHUNK_INSERT = (
     "INSERT INTO chunks(document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker) "
@@ -55,6 +71,19 @@ def lexical_signature() -> str:
     return f"{unicodedata.unidata_version}-{hashlib.blake2b(probe.encode(), digest_size=4).hexdigest()}"
 
 
+def document_crc(values: Sequence[Any]) -> int:
+    """Checksum of a row of documents: doc_id, source, title, chars, decision, meta, blocks, pages."""
+    return zlib.crc32(ascii(tuple(values)).encode())
+
+
+def chunks_crc(rows: Iterable[Sequence[Any]]) -> int:
+    """Checksum of the chunk rows of a document, in reading order, without their ids and their document."""
+    crc = 0
+    for row in rows:
+        crc = zlib.crc32(ascii(tuple(row)).encode(), crc)
+    return crc
+
+
 class Change:
     """Collects what a transaction did; `finish` settles what depends on all of it."""
 
@@ -74,7 +103,8 @@ class Change:
         if entry.fingerprint is not None:
             self._put_vectors(entry, entry.fingerprint)
         if entry.signature is not None:
-            self._db.run("INSERT OR REPLACE INTO signatures VALUES (?, ?)", (document, entry.signature))
+            values = (document, entry.signature, zlib.crc32(entry.signature))
+            self._db.run("INSERT OR REPLACE INTO signatures VALUES (?, ?, ?)", values)
 
     def fail(self, record: FileRecord) -> None:
         """Quarantine a file. Its last good version stays until a better one comes or the file is removed."""
@@ -117,10 +147,10 @@ class Change:
         old = self._db.one("SELECT id, title FROM documents WHERE doc_id = ?", (document.id,))
         if old is None:
             return self._insert_document(document, chunks, entry.decision)
-        row, title = old
+        row, title = int(old[0]), old[1]
         if title == document.title and self._chunk_rows(row) == [_chunk_values(row, chunk) for chunk in chunks]:
             self._update_document(row, document, entry.decision)
-            return int(row)
+            return row
         origins = self._db.rows("SELECT origin FROM files WHERE document = ?", (row,))
         self._delete_document(row)
         fresh = self._insert_document(document, chunks, entry.decision)
@@ -131,17 +161,19 @@ class Change:
         columns = _CHUNK_INSERT.partition("(")[2].partition(")")[0]
         return self._db.rows(f"SELECT {columns} FROM chunks WHERE document = ? ORDER BY id", (document,))
 
-    def _insert_document(self, document: Document, chunks: Iterable[Chunk], decision: Mapping[str, Any] | None) -> int:
+    def _insert_document(self, document: Document, chunks: Sequence[Chunk], decision: Mapping[str, Any] | None) -> int:
         self._changed = True
+        values = (*_document_head(document), *_document_values(document, decision))
+        rows = [_chunk_values(0, chunk)[1:] for chunk in chunks]
         row = self._db.run(
-            "INSERT INTO documents(doc_id, source, title, chars, decision, meta, blocks, pages) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (document.id, document.source, document.title, len(document.text), *_document_values(document, decision)),
+            "INSERT INTO documents(doc_id, source, title, chars, decision, meta, blocks, pages, crc, chunks_crc) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, document_crc(values), chunks_crc(rows)),
         )
         self._db.many("INSERT INTO document_texts VALUES (?, ?, ?)", _parts(row, document.text))
-        self._put_meta(row, document)
-        for chunk in chunks:
-            number = self._db.run(_CHUNK_INSERT, _chunk_values(row, chunk))
+        write_meta(self._db, row, document.meta)
+        for chunk, held in zip(chunks, rows, strict=True):
+            number = self._db.run(_CHUNK_INSERT, (row, *held))
             self._db.run(_LEXICAL_INSERT, (number, *lexical_form(document.title, chunk.section, chunk.text)))
         return row
 
@@ -149,13 +181,10 @@ class Change:
         values = _document_values(document, decision)
         if self._db.one("SELECT decision, meta, blocks, pages FROM documents WHERE id = ?", (row,)) == values:
             return
-        self._db.run("UPDATE documents SET decision=?, meta=?, blocks=?, pages=? WHERE id=?", (*values, row))
-        self._db.run("DELETE FROM document_meta WHERE document = ?", (row,))
-        self._put_meta(row, document)
-
-    def _put_meta(self, row: int, document: Document) -> None:
-        values = ((row, name, _meta_value(value)) for name, value in sorted(document.meta.items()))
-        self._db.many("INSERT INTO document_meta VALUES (?, ?, ?)", values)
+        crc = document_crc((*_document_head(document), *values))
+        sql = "UPDATE documents SET decision=?, meta=?, blocks=?, pages=?, crc=? WHERE id=?"
+        self._db.run(sql, (*values, crc, row))
+        write_meta(self._db, row, document.meta)
 
     def _drop_document(self, row: int) -> None:
         """Delete a document that no file stands for any more."""
@@ -175,39 +204,63 @@ class Change:
         self._db.run("DELETE FROM documents WHERE id = ?", (row,))
 
     def _put_vectors(self, entry: Entry, fingerprint: str) -> None:
-        from rag.vectors import to_blob
-
         keys = sorted({chunk.key for chunk in entry.chunks})
         if not keys:
             return
-        number = self._fingerprint_row(entry, fingerprint)
-        blobs = ((key, to_blob(entry.vectors[key])) for key in keys if key in entry.vectors)
-        rows = ((number, bytes.fromhex(key), blob, zlib.crc32(blob)) for key, blob in blobs)
-        sql = "INSERT OR IGNORE INTO vectors(fingerprint, key, vector, crc) VALUES (?, ?, ?, ?)"
-        added = self._db.many(sql, rows)
-        self._changed = self._changed or added > 0
+        try:
+            given = {key: entry.vectors[key] for key in keys if key in entry.vectors}
+            self._changed = put_vectors(self._db, fingerprint, given) > 0 or self._changed
+        except InputError as error:
+            raise InputError(f"{entry.document.source}: {error}") from None
         held = 0
         for part in batches([bytes.fromhex(key) for key in keys]):
-            sql = f"SELECT count(*) FROM vectors WHERE fingerprint = ? AND key IN ({marks(part)})"
-            held += self._db.value(sql, (number, *part))
+            sql = (
+                "SELECT count(*) FROM vectors v JOIN fingerprints f ON f.id = v.fingerprint "
+                f"WHERE f.name = ? AND v.key IN ({marks(part)})"
+            )
+            held += self._db.value(sql, (fingerprint, *part))
         if held < len(keys):
             raise InputError(
                 f"{entry.document.source}: {len(keys) - held} of {len(keys)} chunk keys have no vector of "
                 f"{fingerprint!r}, neither in the entry nor in the index. Embed them and commit again."
             )
 
-    def _fingerprint_row(self, entry: Entry, fingerprint: str) -> int:
-        old = self._db.one("SELECT id, dimension FROM fingerprints WHERE name = ?", (fingerprint,))
-        dimension = next((len(vector) for vector in entry.vectors.values()), None)
-        if old is None:
-            sql = "INSERT INTO fingerprints(name, dimension) VALUES (?, ?)"
-            return self._db.run(sql, (fingerprint, dimension or 0))
-        if dimension not in (None, old[1]):
-            raise InputError(
-                f"{entry.document.source}: vectors of {fingerprint!r} have {old[1]} dimensions in this index, "
-                f"not {dimension}. Another model needs another fingerprint."
-            )
-        return int(old[0])
+
+def put_vectors(db: Database, fingerprint: str, vectors: Mapping[str, Vectors]) -> int:
+    """Store key -> vector under a fingerprint, inside a transaction; how many were new or other than before."""
+    from rag.vectors import to_blob
+
+    number = _fingerprint_row(db, fingerprint, next((len(vector) for vector in vectors.values()), None))
+    blobs = ((key, to_blob(vectors[key])) for key in sorted(vectors))
+    sql = (  # a key that is given though it is held was found damaged by its checksum
+        "INSERT INTO vectors(fingerprint, key, vector, crc) VALUES (?, ?, ?, ?) ON CONFLICT(key, fingerprint) "
+        "DO UPDATE SET vector = excluded.vector, crc = excluded.crc WHERE vector <> excluded.vector"
+    )
+    return db.many(sql, ((number, bytes.fromhex(key), blob, zlib.crc32(blob)) for key, blob in blobs))
+
+
+def _fingerprint_row(db: Database, fingerprint: str, dimension: int | None) -> int:
+    old = db.one("SELECT id, dimension FROM fingerprints WHERE name = ?", (fingerprint,))
+    if old is None:
+        return db.run("INSERT INTO fingerprints(name, dimension) VALUES (?, ?)", (fingerprint, dimension or 0))
+    if dimension not in (None, old[1]):
+        raise InputError(
+            f"vectors of {fingerprint!r} have {old[1]} dimensions in this index, not {dimension}. "
+            "Another model needs another fingerprint."
+        )
+    return int(old[0])
+
+
+def write_meta(db: Database, row: int, meta: Mapping[str, Any]) -> None:
+    """The metadata of a document as the filters read it."""
+    db.run("DELETE FROM document_meta WHERE document = ?", (row,))
+    db.many("INSERT INTO document_meta VALUES (?, ?, ?)", ((row, *pair) for pair in meta_rows(meta)))
+
+
+def meta_rows(meta: Mapping[str, Any]) -> list[tuple[str, str | int | float]]:
+    """(name, value as SQLite keeps it), sorted by name in UTF-8."""
+    pairs = ((name, _meta_value(value)) for name, value in meta.items())
+    return sorted(pairs, key=lambda pair: pair[0].encode())
 
 
 def rebuild_lexical(db: Database) -> int:
@@ -232,6 +285,10 @@ def _parts(row: int, text: str) -> Iterator[tuple[int, int, str]]:
         yield row, part, text[start : start + PART_CHARS]
 
 
+def _document_head(document: Document) -> tuple[str, str, str, int]:
+    return document.id, document.source, document.title, len(document.text)
+
+
 def _document_values(document: Document, decision: Mapping[str, Any] | None) -> tuple[str | None, str, str, str]:
     blocks = [[block.span.start, block.span.end, block.kind, block.level] for block in document.blocks]
     pages = [[page.number, page.span.start, page.span.end] for page in document.pages]
@@ -246,5 +303,7 @@ def _chunk_values(document: int, chunk: Chunk) -> tuple[Any, ...]:
 
 
 def _meta_value(value: str | int | float | bool) -> str | int | float:
-    """As SQLite compares it. Whole numbers beyond 64 bits become floating point in filters (never in the document)."""
-    return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+    """As SQLite compares it: whole numbers beyond 64 bits become floating point in filters, never in the document."""
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else float(value)
+    return value

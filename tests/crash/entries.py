@@ -70,15 +70,20 @@ def fill(directory: Path, *entries: Entry) -> None:
         store.commit(entries=entries)
 
 
-TABLES = ("state", "documents", "document_texts", "document_meta", "files", "chunks", "fingerprints", "vectors")
+NO_CONTENT = ("derived", "runs")
+"""Tables that say nothing of the documents: which files are made already, and who asked what."""
 
 
 def dump(directory: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table, and every word position of the full-text index."""
+    """Every row of every table of content, and every word position of the full-text index, of one moment."""
     db = Database(directory, writable=False)
     try:
-        tables = {name: db.rows(f"SELECT * FROM {name} ORDER BY 1, 2") for name in TABLES}
-        db.run("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, lexical, instance)")
-        return {**tables, "lexical": db.rows("SELECT * FROM temp.places")}
+        with db.reading():
+            sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'lexical%' ORDER BY name"
+            names = [name for (name,) in db.rows(sql) if name not in NO_CONTENT]
+            tables = {name: sorted(db.rows(f"SELECT * FROM {name}"), key=repr) for name in names}
+            tables["sqlite_sequence"] = [row for row in tables["sqlite_sequence"] if row[0] not in NO_CONTENT]
+            db.run("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, lexical, instance)")
+            return {**tables, "lexical": db.rows("SELECT * FROM temp.places")}
     finally:
         db.close()

@@ -37,7 +37,7 @@ def main(directory: Path, first: int) -> None:
     with Store.create_or_open(directory, wait_seconds=30) as store:
         if not store.manifest():
             store.set_manifest({"fingerprint": FINGERPRINT})
-        for number in range(first, 1_000_000):
+        for number in range(first, first + 2000):
             store.commit(entries=[entry_at(number)], removed=removed_at(number))
             if number % 5 == 0:
                 with store.corpus() as corpus:

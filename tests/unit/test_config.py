@@ -92,3 +92,36 @@ def test_the_schema_accepts_what_the_config_accepts_and_refuses_the_rest() -> No
     for wrong in ({"chunkr": "fixed"}, {"chunker": "fxed"}, {"chunker": {"use": "fixed", "max_token": 3}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+def test_how_to_run_comes_from_every_layer(tmp_path: Path) -> None:
+    (tmp_path / "rag.yaml").write_text(
+        "executor: {use: threads, workers: 3}\nlimits: {max_pages: 5}\nnear_duplicates: skip\n"
+    )
+    environ = {"RAG__LIMITS__MAX_CELLS": "9", "RAG__EXECUTOR__WORKERS": "2", "RAG__DUPLICATE_THRESHOLD": "0.8"}
+    config = resolve(directory=tmp_path, environ=environ).config
+    assert config.executor == {"use": "threads", "workers": 2}
+    assert config.limits == {"max_pages": 5, "max_cells": 9}
+    assert (config.near_duplicates, config.duplicate_threshold) == ("skip", 0.8)
+    assert resolve(directory=tmp_path, environ={"RAG__EXECUTOR": "processes"}).config.executor == "processes"
+    assert PipelineConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+    jsonschema.validate(config.to_dict(), json_schema())
+    built = PipelineBuilder().executor("threads", workers=2).limits(max_pages=5).limits(max_cells=9).config
+    assert (built.executor, built.limits) == (config.executor, config.limits)
+    assert not {"executor", "limits"} & config.for_index().keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"limits": {"max_page": 5}}, "unknown limit 'max_page' .did you mean 'max_pages'"),
+        ({"limits": 5}, "expected a mapping of limits"),
+        ({"limits": {"max_pages": 0}}, "max_pages must be a whole number > 0"),
+        ({"executor": "process"}, "unknown executor 'process' .did you mean 'processes'"),
+        ({"near_duplicates": "delete"}, "near_duplicates is one of report, skip, off, not 'delete'"),
+        ({"duplicate_threshold": 2}, "between 0.5 and 1, not 2"),
+    ],
+)
+def test_wrong_ways_to_run_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PipelineConfig.from_dict(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rag.files import FileListing, find_files
+from rag.limits import Limits
 
 
 @pytest.fixture
@@ -173,8 +174,8 @@ def test_two_folders_of_one_name(docs: Path, tmp_path: Path) -> None:
     assert listing == find_files([other, docs])
 
 
-def test_too_large(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rag.files.MAX_FILE_BYTES", 3)
-    listing = find_files(["docs/a.md"])
+def test_too_large(docs: Path) -> None:
+    assert sources(find_files(["docs/a.md"], limits=Limits(max_file_bytes=5))) == ["docs/a.md"]
+    listing = find_files(["docs/a.md"], limits=Limits(max_file_bytes=4))
     assert listing.files == ()
-    assert "at most 3 are read" in listing.problems[0][1]
+    assert "5 bytes, over limits.max_file_bytes = 4" in listing.problems[0][1]

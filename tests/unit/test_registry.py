@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -147,13 +147,13 @@ def test_a_parser_of_somebody_else_is_chosen_by_its_suffix(monkeypatch: pytest.M
     )
     monkeypatch.setitem(sys.modules, "their_parsers", module)
     exec(code, vars(module))  # noqa: S102  stands in for an installed package
-    real = registry.entry_points
+    theirs = EntryPoint(name="shout", value="their_parsers:ShoutParser", group="rag.parser")
+    real = registry._declared()
 
-    def with_theirs(*, group: str) -> object:
-        theirs = EntryPoint(name="shout", value="their_parsers:ShoutParser", group="rag.parser")
-        return [theirs] if group == "rag.parser" else real(group=group)
+    def select(*, group: str) -> object:
+        return [theirs] if group == "rag.parser" else real.select(group=group)
 
-    monkeypatch.setattr(registry, "entry_points", with_theirs)
+    monkeypatch.setattr(registry, "_declared", lambda: SimpleNamespace(select=select))
     registry.catalogue.cache_clear()
     _choose._suffixes.cache_clear()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from tests.corpora import MemoryCorpus, topic_corpus, topic_documents
 
 chromadb = pytest.importorskip("chromadb")
 
-from retrievers import _chroma_mirror  # noqa: E402
+from retrievers import _chroma_probe  # noqa: E402
 from retrievers.chroma_dense import ChromaDenseRetriever  # noqa: E402
 
 EMBEDDER = HashingEmbedder(buckets=64)
@@ -49,7 +50,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe starts a process; tests of other things go without it."""
-    monkeypatch.setattr(_chroma_mirror, "_probe", lambda path: True)
+    monkeypatch.setattr(_chroma_probe, "probe", lambda path: True)
 
 
 def search(retriever: ChromaDenseRetriever, corpus: MemoryCorpus, k: int = 5) -> list[tuple[str, float]]:
@@ -148,9 +149,50 @@ def test_a_mirror_that_lost_part_of_its_vectors_is_probed_out(tmp_path: Path) ->
     first = search(RETRIEVER, corpus)
     [graph] = tmp_path.rglob("data_level0.bin")
     graph.write_bytes(bytes(graph.stat().st_size))
-    assert not _chroma_mirror._probe(tmp_path / "chroma")
+    assert not _chroma_probe.probe(tmp_path / "chroma")
     assert search(RETRIEVER, corpus) == first
-    assert _chroma_mirror._probe(tmp_path / "chroma")
+    assert _chroma_probe.probe(tmp_path / "chroma")
+
+
+def test_a_mirror_that_was_closed_in_order_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening after an ingestion is cheap; whoever touches a file, or dies before closing, brings the probe back."""
+    probed: list[Path] = []
+    monkeypatch.setattr(_chroma_probe, "probe", lambda path: probed.append(path) or True)
+    first = search(RETRIEVER, topic_corpus(tmp_path, EMBEDDER))
+    assert search(RETRIEVER, topic_corpus(tmp_path, EMBEDDER)) == first
+    assert probed == []
+    file = next(path for path in (tmp_path / "chroma").rglob("*") if path.is_file())
+    os.utime(file, ns=(1, 1))
+    assert search(RETRIEVER, topic_corpus(tmp_path, EMBEDDER)) == first
+    assert len(probed) == 1
+    RETRIEVER.open(topic_corpus(tmp_path, EMBEDDER, topic_documents()[:2], generation=2))  # never closed
+    search(RETRIEVER, topic_corpus(tmp_path, EMBEDDER, topic_documents()[:3], generation=3))
+    assert len(probed) == 2
+
+
+@pytest.mark.slow
+def test_check_reads_the_mirror_in_another_process(tmp_path: Path) -> None:
+    corpus = topic_corpus(tmp_path, EMBEDDER)
+    assert RETRIEVER.check(corpus) == [], "there is no mirror yet"
+    assert not (tmp_path / "chroma").exists()
+    search(RETRIEVER, corpus)
+    assert RETRIEVER.check(corpus) == []
+    assert RETRIEVER.check(topic_corpus(tmp_path, EMBEDDER, topic_documents()[:2], generation=2)) == []
+    client = chromadb.PersistentClient(str(tmp_path / "chroma"))
+    collection = client.get_collection("chunkwise", embedding_function=None)
+    ids = collection.get(include=[])["ids"]
+    collection.delete(ids=ids[:2])
+    collection.update(ids=ids[2:3], embeddings=np.eye(64, dtype=np.float32)[:1])
+    client.close()
+    missing, moved = RETRIEVER.check(corpus)
+    assert "lacks 2 chunks" in missing
+    assert "other vectors" in moved
+    for path in (tmp_path / "chroma").rglob("*.sqlite3"):
+        path.write_bytes(bytes(path.stat().st_size))
+    (unreadable,) = RETRIEVER.check(corpus)
+    assert "cannot be read" in unreadable
+    assert search(RETRIEVER, corpus), "and the next opening fills it again"
+    assert RETRIEVER.check(corpus) == []
 
 
 @pytest.mark.parametrize("wrong", [{"k": 0}, {"port": 0}, {"collection": "a"}, {"collection": "a/b/c"}])

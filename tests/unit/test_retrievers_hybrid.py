@@ -102,6 +102,17 @@ def test_two_parts_of_one_name_are_told_apart(corpus: MemoryCorpus) -> None:
     assert set(hits[0].parts) == {"a", "a.rank", "a#2", "a#2.rank", "rrf"}
 
 
+def test_check_asks_every_part(corpus: MemoryCorpus) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Sick(ListRetriever):
+        def check(self, corpus: Corpus) -> list[str]:
+            return [f"{self.name} is damaged"]
+
+    sick = (Sick(name="x", found=()), A, Sick(name="y", found=()))
+    assert HybridRetriever(parts=sick).check(corpus) == ["x is damaged", "y is damaged"]
+    assert HybridRetriever(parts=(A, B)).check(corpus) == []
+
+
 def test_an_empty_part_changes_nothing(corpus: MemoryCorpus) -> None:
     silent = ListRetriever(name="s", found=())
     assert fused(corpus, parts=(A, silent)) == fused(corpus, parts=(A,))

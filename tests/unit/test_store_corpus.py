@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from rag.errors import ConfigError, IndexDamagedError
 from rag.protocols import Corpus
 from rag.store import Store
+from rag.store.schema import FILE_NAME
 from tests.crash.entries import FINGERPRINT, fill, make_entry, vector
 
 
@@ -185,3 +187,20 @@ def test_threads_share_a_corpus(index: Path) -> None:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+def test_spoiled_text_is_refused_not_served(tmp_path: Path) -> None:
+    fill(tmp_path, make_entry("The limit is 500 euros for each travel of a day. " * 3, "a.md"), make_entry("b " * 60, "b.md"))
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    with connection:
+        connection.execute("UPDATE document_texts SET text = replace(text, '500', '900') WHERE document = 1")
+    connection.close()
+    with Store.open(tmp_path) as store, store.corpus() as corpus:
+        spoiled, sound = (info.id for info in store.documents())
+        for read in (store.document, store.chunks_of, corpus.document):
+            with pytest.raises(IndexDamagedError, match="rag repair"):
+                read(spoiled)
+        with pytest.raises(IndexDamagedError, match=spoiled):
+            corpus.chunks(corpus.rows())
+        assert store.document(sound).id == sound
+        assert store.chunks_of(sound)

@@ -53,7 +53,10 @@ def test_a_sound_index_has_no_problems(index: Path) -> None:
         ("UPDATE documents SET blocks = '[[1' WHERE id = 2", "cannot be read"),
         ("DELETE FROM vectors WHERE id = 4", f"has no vector of '{FINGERPRINT}'"),
         ("UPDATE vectors SET vector = x'00' WHERE id = 4", "1 bytes instead of 16"),
-        ("INSERT INTO vectors(fingerprint, key, vector, crc) VALUES (1, x'00', zeroblob(16), 0)", "belongs to no chunk"),
+        (
+            "INSERT INTO vectors(fingerprint, key, vector, crc) VALUES (1, x'00', zeroblob(16), 0)",
+            "belongs to no chunk",
+        ),
         ("DELETE FROM lexical_docsize WHERE id = 2", "missing in the full-text index"),
         ("INSERT INTO lexical(rowid, text, heading) VALUES (999, 'ghost', '')", "ghost"),
         (

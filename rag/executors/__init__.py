@@ -1,0 +1,1 @@
+"""Where the per-file work of an ingestion runs: one file, one executor."""

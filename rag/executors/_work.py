@@ -1,0 +1,142 @@
+"""The work of one file: read, hash, parse, chunk, check, sign. It runs wherever an executor puts it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rag.errors import ConfigError, InputError, MissingError
+from rag.files import FoundFile, read_file
+from rag.limits import Limits
+from rag.parsers._sandbox import ParserPool
+from rag.protocols import Chunker, Job, Outcome, Work
+from rag.registry import Spec, build
+from rag.store.checks import check_entry
+from rag.store.records import Entry, FileRecord
+from rag.types import Chunk, Document
+
+__all__ = ["FileWork", "name_cuts"]
+
+
+class _ChunkerError(Exception):
+    """A chunker raised what it should not."""
+
+
+class FileWork(Work):
+    """What a config says about single files. `chunker` gives the plugin when the first document is there to be cut.
+
+    Without one the chunker is built from `slots`: the specs of chunker, embedder and generator. `cuts` names the
+    chunker and its tokenizer in full; a chunker built elsewhere that turns out to be another one is a ConfigError.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[str, Spec],
+        *,
+        limits: Limits,
+        cuts: str = "",
+        signatures: bool = False,
+        chunker: Callable[[], Chunker] | None = None,
+    ) -> None:
+        self._slots = dict(slots)
+        self._limits = limits
+        self._cuts = cuts
+        self._signatures = signatures
+        self._chunker = chunker or self._build
+        self._pool = ParserPool(limits)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FileWork:
+        """The inverse of `describe`."""
+        limits = Limits.from_dict(values["limits"])
+        return cls(values["slots"], limits=limits, cuts=values["cuts"], signatures=values["signatures"])
+
+    def describe(self) -> dict[str, Any]:
+        limits = self._limits.to_dict()
+        return {"slots": self._slots, "limits": limits, "cuts": self._cuts, "signatures": self._signatures}
+
+    def copy(self) -> FileWork:
+        chunker: Callable[[], Chunker] = lambda: self.chunker  # noqa: E731  one plugin for all threads
+        return FileWork(self._slots, limits=self._limits, cuts=self._cuts, signatures=self._signatures, chunker=chunker)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    @cached_property
+    def chunker(self) -> Chunker:
+        """The chunker; built when first used."""
+        return self._chunker()
+
+    def run(self, job: Job) -> Outcome:
+        found = FoundFile(
+            path=Path(job.path), source=job.source, parser=job.parser, size_bytes=job.size_bytes, mtime_ns=0
+        )
+        try:
+            data = read_file(found, self._limits)
+        except InputError as error:
+            return Outcome(error=str(error))
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        if digest == job.known_hash:
+            return Outcome(content_hash=digest)
+        try:
+            document = self._pool.parse(job.parser, data, job.source)
+            del data
+            chunks = self._cut(document)
+        except InputError as error:
+            return Outcome(content_hash=digest, error=str(error), lasting=True)
+        except (MissingError, _ChunkerError) as error:  # not the file's fault, so that it is tried again next time
+            return Outcome(content_hash=digest, error=str(error))
+        signature = self._sign(document.text) if self._signatures else None
+        return Outcome(content_hash=digest, document=document, chunks=chunks, signature=signature)
+
+    def _cut(self, document: Document) -> tuple[Chunk, ...]:
+        chunker = self.chunker
+        try:
+            chunks = tuple(chunker.chunk(document))
+        except (ConfigError, InputError, MissingError):
+            raise
+        except Exception as error:  # one document must not end the run; the next one may be cut well
+            raise _ChunkerError(f"{document.source}: the chunker failed: {type(error).__name__}: {error}") from error
+        record = FileRecord(
+            origin="-", source=document.source, content_hash="-", size_bytes=0, mtime_ns=0, recipe="-",
+            doc_id=document.id,
+        )  # fmt: skip
+        check_entry(Entry(file=record, document=document, chunks=chunks))
+        return chunks
+
+    def _sign(self, text: str) -> bytes:
+        from rag.duplicates import sign
+
+        return sign(text)
+
+    def _build(self) -> Chunker:
+        """The chunker of the config, its services built when it asks for them."""
+        made: dict[str, Any] = {}
+
+        def service(name: str) -> Any:
+            if name not in made:
+                made[name] = build(name, self._slots[name], services=services, path=name)
+            return made[name]
+
+        services: dict[str, Callable[[], Any]] = {
+            "embedder": lambda: service("embedder"),
+            "generator": lambda: service("generator"),
+            "counter": lambda: service("embedder").counter,
+        }
+        chunker: Chunker = build("chunker", self._slots["chunker"], services=services, path="chunker")
+        counter = service("embedder").counter
+        cuts = name_cuts(chunker, f"{counter.name}/{counter.limit}")
+        if self._cuts not in ("", cuts):
+            raise ConfigError(
+                f"chunker: this pipeline cuts with {self._cuts}, a worker process would build {cuts}. "
+                "Plugins that are put in by hand work with the executors serial and threads only"
+            )
+        return chunker
+
+
+def name_cuts(chunker: Chunker, counter: str) -> str:
+    """Names a chunker with its parameters, and the tokenizer that sizes its chunks."""
+    return f"{chunker!r}, {counter}"
