@@ -165,7 +165,7 @@ class Pipeline:
     def _open_once(self, store: Store) -> None:
         """Let the retriever publish its derived files, while the writer lock is held and when chunks have changed."""
         ready = {"generation": store.generation, "retriever": repr(self.retriever)}
-        if store.manifest().get("ready") != ready:
+        if store.manifest().get("ready") != ready or not store.derived_present():
             with store.corpus() as corpus:
                 self.retriever.open(corpus).close()
             store.set_manifest({**store.manifest(), "ready": ready})

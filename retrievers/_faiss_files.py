@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievers._faiss_kinds import Shape, add, all_but, build, faiss_module, lists_for, read, rows_in, sample
@@ -59,8 +60,16 @@ def open_index(corpus: Corpus, name: str, shape: Shape) -> OpenIndex:
     if index is None:
         index = build(shape, corpus)
     if shape.kind != "flat" or len(corpus) >= _PUBLISH_FROM:
-        corpus.publish(name, lambda path: faiss_module().write_index(index, str(path)))
+        corpus.publish(name, lambda path: _write(index, path))
     return _whole(index)
+
+
+def _write(index: Any, path: Path) -> None:
+    """OSError, as from any other writing, when the disk is full or broken."""
+    try:
+        faiss_module().write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _whole(index: Any) -> OpenIndex:

@@ -44,6 +44,15 @@ class DerivedFiles:
         path = self._folder / row[0]
         return path if matches(path, row[1], row[2]) else None
 
+    def present(self) -> bool:
+        """True when every recorded file is there and has its size; a look at the directory, no reading of files."""
+        db = Database(self._directory, writable=False)
+        try:
+            rows = db.rows("SELECT file, bytes FROM derived")
+        finally:
+            db.close()
+        return all(_size(self._folder / file) == size for file, size in rows)
+
     def publish(self, name: str, generation: int, write: Callable[[Path], None]) -> Path | None:
         """The durable file that `write(path)` made; None when the index is read-only or has moved on meanwhile."""
         if not _NAME.fullmatch(name):
@@ -120,6 +129,14 @@ def _remove(path: Path) -> None:
     """Delete a file that nobody needs; one that cannot be deleted now is tried again by the next writer."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a regular file; None when there is none."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
 
 
 def checksum(path: Path) -> tuple[str, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
+from operator import itemgetter
 
 from rag.errors import RagError
-from rag.store.database import Database
+from rag.store.database import Database, Row
 from rag.store.read import read_document, read_state
 from rag.store.schema import LEXICAL
 from rag.store.write import chunks_crc, document_crc, lexical_rows, meta_rows
@@ -94,7 +96,7 @@ def meta_differs(db: Database, row: int, document: Document) -> bool:
 
 
 def lexical_problems(db: Database, checked: dict[str, int]) -> Iterator[str]:
-    """Every chunk has its row with the right lengths, and every term its counts, as in an index built anew."""
+    """Every chunk has its row with the right lengths, and every term its places, as in an index built anew."""
     checked["lexical"] = db.value("SELECT count(*) FROM lexical_docsize")
     for (row,) in db.rows("SELECT id FROM chunks EXCEPT SELECT id FROM lexical_docsize"):
         yield f"chunk row {row} is missing in the full-text index"
@@ -106,10 +108,28 @@ def lexical_problems(db: Database, checked: dict[str, int]) -> Iterator[str]:
         "SELECT a.id FROM main.lexical_docsize a JOIN temp.fresh_docsize b ON b.id = a.id WHERE a.sz <> b.sz"
     ):
         yield f"chunk row {row} has another text in the full-text index"
-    db.run("CREATE VIRTUAL TABLE temp.terms_now USING fts5vocab(main, lexical, col)")
-    db.run("CREATE VIRTUAL TABLE temp.terms_fresh USING fts5vocab(temp, fresh, col)")
-    checked["terms"] = db.value("SELECT count(DISTINCT term) FROM terms_now")
-    for a, b in (("terms_now", "terms_fresh"), ("terms_fresh", "terms_now")):
-        sql = f"SELECT DISTINCT term FROM (SELECT * FROM {a} EXCEPT SELECT * FROM {b})"
-        for (term,) in db.rows(sql):
-            yield f"the word {term!r} has wrong counts in the full-text index"
+    db.run("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, lexical, row)")
+    checked["terms"] = db.value("SELECT count(*) FROM temp.terms")
+    db.run("CREATE VIRTUAL TABLE temp.places_now USING fts5vocab(main, lexical, instance)")
+    db.run("CREATE VIRTUAL TABLE temp.places_fresh USING fts5vocab(temp, fresh, instance)")
+    now, fresh = (db.stream(f"SELECT term, doc, col, offset FROM temp.places_{name}") for name in ("now", "fresh"))
+    for term in _differing_terms(now, fresh):
+        yield f"the word {term!r} has wrong places in the full-text index"
+
+
+def _differing_terms(now: Iterator[Row], fresh: Iterator[Row]) -> Iterator[str]:
+    """The terms whose places differ. Both streams are in order of their terms; equal counts alone would prove little,
+    since a flipped bit may move a word to another chunk."""
+    left, right = groupby(now, itemgetter(0)), groupby(fresh, itemgetter(0))
+    a, b = next(left, None), next(right, None)
+    while a is not None or b is not None:
+        if a is not None and (b is None or a[0] < b[0]):
+            yield str(a[0])
+            a = next(left, None)
+        elif b is not None and (a is None or b[0] < a[0]):
+            yield str(b[0])
+            b = next(right, None)
+        elif a is not None and b is not None:
+            if any(x != y for x, y in zip_longest(a[1], b[1])):
+                yield str(a[0])
+            a, b = next(left, None), next(right, None)

@@ -178,6 +178,10 @@ class Store:
         with self._db.writing():
             self._db.run("INSERT INTO lexical(lexical) VALUES ('optimize')")
 
+    def derived_present(self) -> bool:
+        """True when every recorded derived file is there with its recorded size. Contents are checked where used."""
+        return self._derived.present()
+
     def clear_derived(self) -> None:
         """Delete all derived files; they are made again when they are next needed."""
         self._need_writer()

@@ -16,6 +16,7 @@ from rag.errors import ConfigError, InputError
 from rag.limits import Limits
 from rag.parsers._choose import make_parser
 from rag.parsers._sandbox import ParserPool, parse_isolated
+from rag.registry import build, catalogue, check, describe, load
 from rag.types import Document
 from tests.hostile import SHOW, docx_of, pdf_of, pdf_pages, png_bomb, pptx_of, stream, with_parts, xlsx_of, zeros
 
@@ -212,6 +213,16 @@ def test_large_files_of_plain_text_are_read_in_the_child_too() -> None:
 
 
 # -- the object ------------------------------------------------------------------------------------------------------
+
+
+def test_limits_are_a_service_that_parsers_ask_for_by_name() -> None:
+    for name in catalogue("parser"):
+        assert "limits" not in [parameter.name for parameter in describe("parser", name).parameters]
+        check("parser", name)
+        assert load("parser", name)().limits == Limits()
+        assert build("parser", name, services={"limits": Limits(max_pages=7)}).limits.max_pages == 7
+    with pytest.raises(ConfigError, match="no parameter 'limits'"):
+        check("parser", {"use": "pdf", "limits": {}})
 
 
 def test_every_limit_can_be_named_set_and_told() -> None:
