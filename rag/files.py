@@ -28,7 +28,7 @@ _PIECE = 1_000_000
 _LINK_ERRORS = frozenset((errno.ELOOP, errno.EMLINK, errno.ENOTDIR))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundFile:
     """A file to read. `path` is absolute and resolved; `source` is its name in the index, with forward slashes.
 
@@ -124,7 +124,16 @@ def _open_without_links(path: Path) -> int:
         os.close(folder)
 
 
+class _NoPatterns:
+    """What an empty list of patterns matches: nothing."""
+
+    def match_file(self, name: str) -> bool:
+        return False
+
+
 def _patterns(lines: Sequence[str]) -> Any:
+    if not lines:
+        return _NoPatterns()
     from pathspec import GitIgnoreSpec
 
     return GitIgnoreSpec.from_lines(lines)
@@ -195,21 +204,24 @@ class _Search:
         name = _typed_name(top)
         prefix = name if name is not None else root.name
         ignore = self._ignore_lines(root, prefix)
-        for path in self._below(root, root, prefix):
-            inner = path.relative_to(root).as_posix()
-            source = str(PurePosixPath(prefix) / inner)
+        skip = len(os.path.join(root, ""))
+        for entry in self._below(root, prefix):
+            inner = entry.path[skip:].replace(os.sep, "/")
+            source = f"{prefix}/{inner}" if prefix else inner
             if self.exclude.match_file(inner) or ignore.match_file(inner):
                 continue
             if (only and not only.match_file(inner)) or (self.include and not self.include.match_file(inner)):
                 continue
             if _bad_name(inner):
                 self._problem(source, "its name is not valid UTF-8; rename it")
-            elif path.is_symlink() and not path.exists():
+            elif not entry.is_symlink():
+                self._add(Path(entry.path), source, explicit=False, real=Path(entry.path))
+            elif not os.path.exists(entry.path):
                 self._problem(source, "a link to nothing")
-            elif path.is_symlink() and not path.resolve().is_relative_to(root):
+            elif not Path(entry.path).resolve().is_relative_to(root):
                 self._problem(source, "a link that leads out of its folder; it is not followed")
-            elif not path.is_dir():
-                self._add(path, source, explicit=False)
+            elif not os.path.isdir(entry.path):
+                self._add(Path(entry.path), source, explicit=False)
 
     def _ignore_lines(self, root: Path, prefix: str) -> Any:
         file, source = root / IGNORE_FILE, str(PurePosixPath(prefix) / IGNORE_FILE)
@@ -234,16 +246,16 @@ class _Search:
             self._problem(source, f"cannot be read: {error}")
             return _patterns([])
 
-    def _below(self, root: Path, folder: Path, prefix: str) -> Iterator[Path]:
+    def _below(self, root: Path, prefix: str) -> Iterator[os.DirEntry[str]]:
         """Every file, and every link, below `root`, folders in order of their names; links are not entered."""
-        pending = [folder]
+        pending = [str(root)]
         while pending:
             current = pending.pop()
             try:
                 with os.scandir(current) as entries:
                     children = sorted(entries, key=lambda entry: os.fsencode(entry.name))
             except OSError as error:
-                inner = current.relative_to(root).as_posix()
+                inner = Path(current).relative_to(root).as_posix()
                 self._problem(str(PurePosixPath(prefix) / inner), f"cannot be read: {error.strerror or error}")
                 continue
             folders = []
@@ -251,21 +263,22 @@ class _Search:
                 if entry.name.startswith(".") and not self.hidden:
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
+                    folders.append(entry.path)
                 else:
-                    yield Path(entry.path)
+                    yield entry
             pending.extend(reversed(folders))
 
-    def _add(self, path: Path, source: str, *, explicit: bool) -> None:
+    def _add(self, path: Path, source: str, *, explicit: bool, real: Path | None = None) -> None:
+        """`real` is `path` without links where that is known."""
         parser = parser_for(path.suffix)
         if parser is None:
             if explicit:
                 known = ", ".join(supported_suffixes())
                 self._problem(source, f"no parser reads {path.suffix or 'files without a suffix'}; readable: {known}")
             else:
-                self.ignored.add(path.resolve())
+                self.ignored.add(real or path.resolve())
             return
-        real = path.resolve()
+        real = real or path.resolve()
         try:
             facts = real.stat()
         except OSError as error:

@@ -190,7 +190,11 @@ def test_threads_share_a_corpus(index: Path) -> None:
 
 
 def test_spoiled_text_is_refused_not_served(tmp_path: Path) -> None:
-    fill(tmp_path, make_entry("The limit is 500 euros for each travel of a day. " * 3, "a.md"), make_entry("b " * 60, "b.md"))
+    fill(
+        tmp_path,
+        make_entry("The limit is 500 euros for each travel of a day. " * 3, "a.md"),
+        make_entry("b " * 60, "b.md"),
+    )
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     with connection:
         connection.execute("UPDATE document_texts SET text = replace(text, '500', '900') WHERE document = 1")
