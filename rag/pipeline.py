@@ -113,7 +113,9 @@ class Pipeline:
         from rag.files import find_files
         from rag.limits import Limits
         from rag.store.store import Store
+        from rag.twins import need_datasketch
 
+        need_datasketch(self.config.near_duplicates)
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         limits = Limits.from_dict(self.config.limits)
         listing = find_files(paths, include=include, exclude=exclude, hidden=hidden, limits=limits)

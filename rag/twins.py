@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rag.errors import missing_extra
+
 if TYPE_CHECKING:
-    from rag.duplicates import SignatureIndex
     from rag.store.store import Store
 
-__all__ = ["Twin", "Twins"]
+__all__ = ["Twin", "Twins", "need_datasketch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +27,29 @@ class Twin:
 class Twins:
     """Finds, for one document after the other, the most similar one among those that came before it.
 
-    Those in the store are loaded when the first new document comes, so that a run without any loads nothing.
-    Documents whose file is gone do not count: they are about to be removed, or have moved.
+    What is committed is looked up in the store, so that nothing is loaded; the documents of the running batch are
+    held here. Documents whose file is gone do not count: they are about to be removed, or have moved.
     """
 
     def __init__(self, store: Store, threshold: float) -> None:
         self.threshold = threshold
         self._store = store
-        self._made: SignatureIndex | None = None
-        self._here: dict[str, str] = {}
+        self._here: dict[str, tuple[str, bytes]] = {}
         self._replaced: set[str] = set()
 
     def find(self, doc_id: str, source: str, signature: bytes) -> Twin | None:
-        """The twin of a new document, or None."""
-        for name, value in self._index.find(signature):
+        """The twin of a new document, or None; the oldest of those that are equally alike."""
+        from rag.duplicates import similarity
+
+        held = dict(self._store.find_alike(signature, self.threshold))
+        held |= {name: here for name, (_, here) in self._here.items()}
+        alike = [(similarity(signature, other), name) for name, other in held.items()]
+        for value, name in sorted(alike, key=lambda pair: -pair[0]):
+            if value < self.threshold:
+                break
             if name == doc_id or name in self._replaced:
                 continue
-            other = self._here.get(name) or self._stored(name)
+            other = self._here[name][0] if name in self._here else self._stored(name)
             if other not in (None, source):
                 return Twin(name, str(other), round(value, 4))
         return None
@@ -49,8 +57,7 @@ class Twins:
     def add(self, doc_id: str, source: str, signature: bytes) -> None:
         """A document that goes into the index now."""
         self._replaced.discard(doc_id)
-        self._here[doc_id] = source
-        self._index.add(doc_id, signature)
+        self._here[doc_id] = source, signature
 
     def drop(self, doc_id: str) -> None:
         """A document whose place another text takes now."""
@@ -69,11 +76,8 @@ class Twins:
         place = self._store.place(doc_id)
         return place[0] if place and any(Path(origin).exists() for origin in place[1]) else None
 
-    @property
-    def _index(self) -> SignatureIndex:
-        if self._made is None:
-            from rag.duplicates import SignatureIndex
 
-            self._made = SignatureIndex(self.threshold)
-            self._made.load(self._store.signatures())
-        return self._made
+def need_datasketch(near_duplicates: str) -> None:
+    """MissingError unless near-duplicates can be looked for, or are not to be; nothing is imported."""
+    if near_duplicates != "off" and find_spec("datasketch") is None:
+        raise missing_extra("datasketch", "dedup", f"near_duplicates: {near_duplicates} (turn it off to do without)")

@@ -97,7 +97,6 @@ class _Rebuild:
         self._fingerprint = _name_of_vectors(self._embedder, live.manifest().get("fingerprint"))
         counter = pipeline.embedder.counter
         self._cutting = cutting(pipeline.chunker, f"{counter.name}/{counter.limit}", self._fingerprint)
-        self._signatures = live.signatures()
         self._embedded = self._reused = 0
         self._failures: list[str] = []
 
@@ -205,7 +204,7 @@ class _Rebuild:
                     chunks=cut[document.id],
                     vectors={key: vectors[key] for chunk in cut[document.id] if (key := chunk.key) in vectors},
                     fingerprint=self._fingerprint,
-                    signature=self._signatures.get(document.id),
+                    signature=self._live.signature(document.id),
                 )
                 entries.append(entry)
         if entries:
@@ -314,7 +313,7 @@ def _cut_again(store: Store, pipeline: Pipeline, doc_id: str, fingerprint: str |
                 chunks=chunks,
                 vectors=vectors,
                 fingerprint=fingerprint,
-                signature=store.signatures().get(doc_id),
+                signature=store.signature(doc_id),
             )
             for record in store.files_of(doc_id)
         ]

@@ -15,6 +15,7 @@ from rag.store.derived import matches
 from rag.store.problems import count_unembedded, document_problems, lexical_problems, meta_differs
 from rag.store.read import read_document, read_state
 from rag.store.schema import LEXICAL
+from rag.store.signatures import band_problems, is_sound, write_signature
 from rag.store.write import chunks_crc, rebuild_lexical, write_meta, write_state
 from rag.types import Document
 
@@ -124,7 +125,7 @@ def _orphans(db: Database, done: Cured) -> None:
         else:
             db.run("UPDATE files SET document = NULL WHERE origin = ?", (origin,))
             done.removed.append(Removed(source=source, origins=(origin,), why="its last good version is gone"))
-    for table in ("chunks", "document_texts", "document_meta", "signatures"):
+    for table in ("chunks", "document_texts", "document_meta", "signatures", "signature_bands"):
         count = db.many(f"DELETE FROM {table} WHERE document {gone}", [()])
         done.note(count, f"rows of {table} belonged to no document and were dropped")
         done.chunks_changed = done.chunks_changed or (table == "chunks" and count > 0)
@@ -150,7 +151,7 @@ def _documents(db: Database, done: Cured) -> None:
 
 def _remove(db: Database, done: Cured, row: int, source: str, why: str) -> None:
     origins = tuple(origin for (origin,) in db.rows("SELECT origin FROM files WHERE document = ?", (row,)))
-    for table in ("files", "chunks", "document_texts", "document_meta", "signatures"):
+    for table in ("files", "chunks", "document_texts", "document_meta", "signatures", "signature_bands"):
         db.run(f"DELETE FROM {table} WHERE document = ?", (row,))
     db.run("DELETE FROM documents WHERE id = ?", (row,))
     done.removed.append(Removed(source=source, origins=origins, why=why))
@@ -204,9 +205,15 @@ def _bad_checksums(db: Database) -> Iterator[tuple[int]]:
 
 def _signatures(db: Database, done: Cured) -> None:
     rows: list[Row] = db.rows("SELECT document, signature, crc FROM signatures")
-    bad = [(row,) for row, data, crc in rows if not isinstance(data, bytes) or zlib.crc32(data) != crc]
+    bad = [(row,) for row, signature, crc in rows if not is_sound(signature, crc)]
     db.many("DELETE FROM signatures WHERE document = ?", bad)
     done.note(len(bad), "signatures of near-duplicates were not what was committed and were dropped")
+    bare = list(band_problems(db))
+    db.many("DELETE FROM signature_bands WHERE document = ?", ((row,) for row in bare))
+    for row in bare:
+        if signature := db.value("SELECT signature FROM signatures WHERE document = ?", (row,)):
+            write_signature(db, row, signature)
+    done.note(len(bare), "documents had other bands than those of their signature; they were written anew")
 
 
 def _derived(db: Database, done: Cured) -> None:

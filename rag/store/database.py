@@ -19,7 +19,7 @@ from rag.errors import IndexDamagedError, IndexLockedError, RagError, UsageError
 from rag.store.failpoints import hit
 from rag.store.schema import FILE_NAME, check_format
 
-__all__ = ["BATCH", "Database", "Row", "batches", "marks"]
+__all__ = ["BATCH", "Database", "Row", "batches", "marks", "translated", "understood"]
 
 Row = tuple[Any, ...]
 
@@ -162,8 +162,26 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _ours(error, path) from error
+    except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message, which is then no text
+        raise _damaged(path, error) from error
     except OSError as error:
         raise RagError(f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Stored values that cannot be what was stored (no JSON, no span) are damage too."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: object) -> IndexDamagedError:
+    return IndexDamagedError(
+        f"{path} is damaged ({error}). Run `rag verify` for the details and `rag repair` to cure it, or restore a copy "
+        "(rag snapshot restore NAME); the sources are not touched."
+    )
 
 
 def _ours(error: sqlite3.Error, path: Path) -> RagError:
@@ -171,10 +189,7 @@ def _ours(error: sqlite3.Error, path: Path) -> RagError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     text = str(error)
     if code in _DAMAGED or "decode to UTF-8" in text or "no such table" in text or "no such column" in text:
-        return IndexDamagedError(
-            f"{path} is damaged ({text}). Run `rag verify` for the details and `rag repair` to cure it, or restore a "
-            "copy (rag snapshot restore NAME); the sources are not touched."
-        )
+        return _damaged(path, text)
     if code in _BUSY:
         return IndexLockedError(f"{path} is busy: another process is writing ({text}). Try again in a moment.")
     if code == sqlite3.SQLITE_FULL:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rag.errors import UsageError
 from rag.protocols import Filter
-from rag.store.database import Database
+from rag.store.database import Database, understood
 from rag.store.filters import compile_filter
 from rag.store.read import CHUNK_TABLES, read_state
 from rag.store.records import DocumentInfo, FileRecord
@@ -65,18 +65,19 @@ def list_documents(db: Database, where: Filter | None) -> list[DocumentInfo]:
         "SELECT d.id, d.doc_id, d.source, d.title, d.chars, d.decision, "
         f"(SELECT count(*) FROM chunks c WHERE c.document = d.id) FROM documents d {match} ORDER BY d.id"
     )
-    return [
-        DocumentInfo(
-            id=doc_id,
-            source=source,
-            title=title,
-            origins=tuple(origins.get(row, ())),
-            chunks=chunks,
-            chars=chars,
-            decision=None if decision is None else json.loads(decision),
-        )
-        for row, doc_id, source, title, chars, decision, chunks in db.rows(sql, values if where else ())
-    ]
+    with understood(db.path):
+        return [
+            DocumentInfo(
+                id=doc_id,
+                source=source,
+                title=title,
+                origins=tuple(origins.get(row, ())),
+                chunks=chunks,
+                chars=chars,
+                decision=None if decision is None else json.loads(decision),
+            )
+            for row, doc_id, source, title, chars, decision, chunks in db.rows(sql, values if where else ())
+        ]
 
 
 def find_document(db: Database, name: str) -> str:

@@ -123,6 +123,13 @@ def _to_2(connection: sqlite3.Connection) -> None:
         "    signature BLOB NOT NULL,\n"
         "    crc INTEGER NOT NULL)"
     )
+    connection.execute(
+        "CREATE TABLE signature_bands(\n"
+        "    document INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE,\n"
+        "    band INTEGER NOT NULL,\n"
+        "    PRIMARY KEY (document, band)) WITHOUT ROWID"
+    )
+    connection.execute("CREATE INDEX signature_bands_band ON signature_bands(band)")
     connection.create_function("crc32", 1, zlib.crc32, deterministic=True)
     connection.execute("ALTER TABLE vectors ADD COLUMN crc INTEGER NOT NULL DEFAULT 0")
     connection.execute("UPDATE vectors SET crc = crc32(vector)")

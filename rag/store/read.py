@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rag.errors import IndexDamagedError
-from rag.store.database import Database, Row, batches, marks
+from rag.store.database import Database, Row, batches, marks, understood
 from rag.store.schema import PART_CHARS
 from rag.types import Block, Chunk, Document, Page, Span, parse_chunk_id
 
@@ -64,7 +64,8 @@ class TextReader:
 
 def read_state(db: Database, name: str) -> Any:
     """A value of the state table."""
-    return json.loads(db.value("SELECT value FROM state WHERE name = ?", (name,)))
+    with understood(db.path):
+        return json.loads(db.value("SELECT value FROM state WHERE name = ?", (name,)))
 
 
 def document_row(db: Database, doc_id: str) -> int:
@@ -82,14 +83,15 @@ def read_document(db: Database, doc_id: str) -> Document:
         raise KeyError(doc_id)
     number, source, title, meta, blocks, pages = row
     parts = db.rows("SELECT text FROM document_texts WHERE document = ? ORDER BY part", (number,))
-    return Document(
-        text="".join(text for (text,) in parts),
-        source=source,
-        title=title,
-        meta=json.loads(meta),
-        blocks=tuple(Block(span=Span(a, b), kind=kind, level=level) for a, b, kind, level in json.loads(blocks)),
-        pages=tuple(Page(number=page, span=Span(a, b)) for page, a, b in json.loads(pages)),
-    )
+    with understood(db.path):
+        return Document(
+            text="".join(text for (text,) in parts),
+            source=source,
+            title=title,
+            meta=json.loads(meta),
+            blocks=tuple(Block(span=Span(a, b), kind=kind, level=level) for a, b, kind, level in json.loads(blocks)),
+            pages=tuple(Page(number=page, span=Span(a, b)) for page, a, b in json.loads(pages)),
+        )
 
 
 def sound_document(db: Database, doc_id: str) -> Document:
@@ -133,16 +135,18 @@ def slice_chunks(db: Database, texts: TextReader, document: int) -> list[Chunk]:
 def _chunk(db: Database, row: Row, texts: TextReader) -> Chunk:
     """The chunk, its words compared with the key it was stored under: spoiled text is never served as a citation."""
     _, document, doc_id, start, stop, parent_start, parent_stop, token_count, section, header, chunker, key = row
-    chunk = Chunk(
-        doc_id=doc_id,
-        span=Span(start, stop),
-        text=texts.slice(document, start, stop),
-        token_count=token_count,
-        section=tuple(json.loads(section)),
-        header=header,
-        chunker=chunker,
-        parent=None if parent_start is None else Span(parent_start, parent_stop),
-    )
-    if chunk.key != key.hex():
+    with understood(db.path):
+        chunk = Chunk(
+            doc_id=doc_id,
+            span=Span(start, stop),
+            text=texts.slice(document, start, stop),
+            token_count=token_count,
+            section=tuple(json.loads(section)),
+            header=header,
+            chunker=chunker,
+            parent=None if parent_start is None else Span(parent_start, parent_stop),
+        )
+        spoiled = chunk.key != key.hex()
+    if spoiled:
         raise IndexDamagedError(f"{db.path}: the text of chunk {chunk.id} is not the one that was stored. {_CURE}")
     return chunk

@@ -75,6 +75,12 @@ CREATE TABLE signatures(
     signature BLOB NOT NULL,
     crc INTEGER NOT NULL);
 
+CREATE TABLE signature_bands(
+    document INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE,
+    band INTEGER NOT NULL,
+    PRIMARY KEY (document, band)) WITHOUT ROWID;
+CREATE INDEX signature_bands_band ON signature_bands(band);
+
 CREATE TABLE files(
     origin TEXT PRIMARY KEY,
     source TEXT NOT NULL,

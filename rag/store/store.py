@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag.errors import RagError, UsageError
 from rag.protocols import Filter
-from rag.store import lookup, runs, snapshots
+from rag.store import lookup, runs, signatures, snapshots
 from rag.store.checks import check_entry, check_failed, check_file
 from rag.store.compact import sweep_compact
 from rag.store.corpus import StoreCorpus
@@ -322,10 +322,13 @@ class Store:
             rows = [row for (row,) in self._db.rows(sql, (fingerprint, limit))]
             return read_chunks(self._db, TextReader(self._db), rows)
 
-    def signatures(self) -> dict[str, bytes]:
-        """Document id -> signature, in reading order, of the documents that have one."""
-        sql = "SELECT d.doc_id, s.signature FROM signatures s JOIN documents d ON d.id = s.document ORDER BY d.id"
-        return dict(self._db.rows(sql))
+    def signature(self, doc_id: str) -> bytes | None:
+        """What near-duplicates of a document are recognised by; None when it has none."""
+        return signatures.read_signature(self._db, doc_id)
+
+    def find_alike(self, signature: bytes, threshold: float) -> list[tuple[str, bytes]]:
+        """(document id, signature) of the documents that may be `threshold` alike, in reading order."""
+        return signatures.find_alike(self._db, signature, threshold)
 
     def documents(self, where: Filter | None = None) -> list[DocumentInfo]:
         """All documents in reading order; with a filter, those with a chunk that matches."""

@@ -15,6 +15,7 @@ from rag.store.database import Database, batches, marks
 from rag.store.read import TextReader, read_state
 from rag.store.records import Entry, FileRecord
 from rag.store.schema import PART_CHARS
+from rag.store.signatures import write_signature
 from rag.text import lexical_words
 from rag.types import Chunk, Document
 
@@ -103,8 +104,7 @@ class Change:
         if entry.fingerprint is not None:
             self._put_vectors(entry, entry.fingerprint)
         if entry.signature is not None:
-            values = (document, entry.signature, zlib.crc32(entry.signature))
-            self._db.run("INSERT OR REPLACE INTO signatures VALUES (?, ?, ?)", values)
+            write_signature(self._db, document, entry.signature)
 
     def fail(self, record: FileRecord) -> None:
         """Quarantine a file. Its last good version stays until a better one comes or the file is removed."""

@@ -13,10 +13,13 @@ from pathlib import Path
 PHASES = 5
 FILES = 54
 _EPOCH = 1_600_000_000
+# fmt: off
 _WORDS = (
-    "river stone ledger travel policy invoice harbour engine winter orchard signal copper margin lantern "
-    "contract vessel ankle bridge copper cloud Straße café naïve 北京 résumé zero-cost re-entry 3.14 X9"
-).split()
+    "river", "stone", "ledger", "travel", "policy", "invoice", "harbour", "engine", "winter", "orchard", "signal",
+    "copper", "margin", "lantern", "contract", "vessel", "ankle", "bridge", "copper", "cloud", "Straße", "café",
+    "naïve", "北京", "résumé", "zero-cost", "re-entry", "3.14", "X9",
+)
+# fmt: on
 
 
 class Papers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -181,6 +182,7 @@ def test_bit_flips_in_the_truth_are_reported_or_without_effect(sound: Sound, qui
     target, _ = sound.copy(quick)
     file = target / "index.sqlite"
     data, content = file.read_bytes(), dump(target)
+    content["vectors"] = [row[1:] for row in content["vectors"]]
     chances = random.Random(7)
     places = [*range(0, 100, 7), *chances.sample(range(100, len(data)), 90)]
     reported = 0
@@ -188,20 +190,22 @@ def test_bit_flips_in_the_truth_are_reported_or_without_effect(sound: Sound, qui
         for beside in ("-wal", "-shm"):
             Path(f"{file}{beside}").unlink(missing_ok=True)
         file.write_bytes(data[:at] + bytes([data[at] ^ (1 << chances.randrange(8))]) + data[at + 1 :])
-        try:
-            with Store.open(target) as store:
-                store.stats()
-        except RagError:
-            pass  # our own error, with a hint; anything else fails this test
+        with contextlib.suppress(RagError):  # our own error, with a hint; anything else fails this test
+            found(sound.line, target)
+        with contextlib.suppress(RagError, KeyError), Store.open(target) as store:
+            for info in store.documents():
+                store.document(info.id), store.chunks_of(info.id)
         report = verify(target)
         reported += not report.ok
         if report.ok:
             now = dump(target)
+            now["vectors"] = [row[1:] for row in now["vectors"]]  # nothing refers to the row of a vector
             different = {name for name in content if now[name] != content[name]}
             assert different <= BOOKKEEPING, f"byte {at} was changed and nobody noticed"
             if different:  # at worst a file is read again
                 sound.line.index(sound.papers.folder, target, delete_missing=True).close()
                 mended = dump(target)
+                mended["vectors"] = [row[1:] for row in mended["vectors"]]
                 assert {name for name in content if mended[name] != content[name]} <= BOOKKEEPING, f"byte {at}"
                 assert verify(target).ok
                 assert found(sound.line, target) == sound.hits

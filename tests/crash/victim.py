@@ -70,7 +70,13 @@ def compiled(folder: Path) -> Path | None:
 
 def environment(shim: Path | None = None, extra: dict[str, str] | None = None) -> dict[str, str]:
     """Of a command: this tree's packages, no hub, few threads, and the faulty disk when there is one."""
-    values = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    values = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     values.pop("CHUNKWISE_FAILPOINT", None)
     return {**values, **({"LD_PRELOAD": str(shim)} if shim else {}), **(extra or {})}
 

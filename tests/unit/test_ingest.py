@@ -68,7 +68,8 @@ def vector_keys(into: Path) -> set[bytes]:
 def everything(into: Path) -> dict[str, list[Any]]:
     """All tables, those that the crash suite compares and the signatures."""
     with sqlite3.connect(into / "index.sqlite") as db:
-        return {**dump(into), "signatures": db.execute("SELECT * FROM signatures ORDER BY 1").fetchall()}
+        tables = ("signatures", "signature_bands")
+        return {**dump(into), **{name: db.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in tables}}
 
 
 @pytest.fixture
@@ -127,7 +128,8 @@ class TestIncremental:
         ingest(docs, tmp_path / "i")
         before = everything(tmp_path / "i")
         monkeypatch.setattr("retrievers.faiss_dense.FaissDenseRetriever.open", lambda *_: pytest.fail("opened"))
-        monkeypatch.setattr("rag.duplicates.SignatureIndex.add", lambda *_: pytest.fail("signatures were loaded"))
+        monkeypatch.setattr("rag.duplicates.sign", lambda *_: pytest.fail("signed"))
+        monkeypatch.setattr("rag.store.store.Store.find_alike", lambda *_: pytest.fail("signatures were read"))
         report, texts = ingest(docs, tmp_path / "i")
         assert (report.skipped, report.documents, texts) == (20, 0, [])
         assert everything(tmp_path / "i") == before
