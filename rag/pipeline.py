@@ -113,15 +113,15 @@ class Pipeline:
         from rag.files import find_files
         from rag.limits import Limits
         from rag.store.store import Store
-        from rag.twins import need_datasketch
+        from rag.twins import usable
 
-        need_datasketch(self.config.near_duplicates)
+        near_duplicates = usable(self.config.near_duplicates)
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         limits = Limits.from_dict(self.config.limits)
         listing = find_files(paths, include=include, exclude=exclude, hidden=hidden, limits=limits)
         roots = [Path(path).resolve() for path in paths if Path(path).is_dir()] if delete_missing else []
         with Store.create_or_open(Path(into), wait_seconds=wait_seconds) as store:
-            report = self._ingest(store, listing, roots, limits, on_progress)
+            report = self._ingest(store, listing, roots, limits, near_duplicates, on_progress)
             self._open_once(store)
         return Index(Store.open(Path(into)), report)
 
@@ -131,6 +131,7 @@ class Pipeline:
         listing: FileListing,
         roots: Sequence[Path],
         limits: Limits,
+        near_duplicates: str,
         on_progress: Callable[[Progress], None] | None,
     ) -> IngestReport:
         from rag.executors._work import FileWork, name_cuts
@@ -140,7 +141,7 @@ class Pipeline:
         config, embedder = self.config, self.embedder if self.retriever.uses_vectors else None
         fingerprint = self._claim(store, embedder)
         counter = f"{self.embedder.counter.name}/{self.embedder.counter.limit}"
-        twins = None if config.near_duplicates == "off" else Twins(store, config.duplicate_threshold)
+        twins = None if near_duplicates == "off" else Twins(store, config.duplicate_threshold)
         work = FileWork(
             {slot: getattr(config, slot) for slot in ("chunker", "embedder", "generator")},
             limits=limits,
@@ -159,7 +160,7 @@ class Pipeline:
                 runner=runner,
                 limits=limits,
                 twins=twins,
-                leave_out=config.near_duplicates == "skip",
+                leave_out=near_duplicates == "skip",
                 on_progress=on_progress,
             )
             return run.run(listing, delete_below=roots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from rag.errors import missing_extra
 if TYPE_CHECKING:
     from rag.store.store import Store
 
-__all__ = ["Twin", "Twins", "need_datasketch"]
+__all__ = ["Twin", "Twins", "usable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,16 @@ class Twins:
         return place[0] if place and any(Path(origin).exists() for origin in place[1]) else None
 
 
-def need_datasketch(near_duplicates: str) -> None:
-    """MissingError unless near-duplicates can be looked for, or are not to be; nothing is imported."""
-    if near_duplicates != "off" and find_spec("datasketch") is None:
-        raise missing_extra("datasketch", "dedup", f"near_duplicates: {near_duplicates} (turn it off to do without)")
+def usable(near_duplicates: str) -> str:
+    """`near_duplicates` as this installation can do it; nothing is imported.
+
+    Without datasketch `report` becomes `off`, with a warning; `skip` decides what is in an index, so that doing
+    without is a MissingError.
+    """
+    if near_duplicates == "off" or find_spec("datasketch") is not None:
+        return near_duplicates
+    error = missing_extra("datasketch", "dedup", f"near_duplicates: {near_duplicates} (turn it off to do without)")
+    if near_duplicates == "skip":
+        raise error
+    logging.getLogger(__name__).warning("near-duplicates are not looked for: %s", error)
+    return "off"

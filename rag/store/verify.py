@@ -192,7 +192,7 @@ def _state(db: Database, checked: dict[str, int]) -> Iterator[str]:
         yield "the manifest is no mapping"
     if not isinstance(read_state(db, "lexical"), str):
         yield "the rules of the full-text index are not named"
-    last = dict(db.rows("SELECT name, seq FROM sqlite_sequence"))
+    last: dict[str, int] = dict(db.rows("SELECT name, seq FROM sqlite_sequence"))
     for table, sql in (("documents", "SELECT max(id) FROM documents"), ("chunks", "SELECT max(id) FROM chunks")):
         if last.get(table, 0) < (db.value(sql) or 0):
             yield f"the counter of {table} is below their last row"

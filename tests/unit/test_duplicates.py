@@ -204,14 +204,22 @@ class TestWithoutDatasketch:
             assert index.report
             assert (index.report.documents, index.report.near_duplicates) == (2, ())
 
-    @pytest.mark.parametrize("choice", ["report", "skip"])
-    def test_who_asks_for_it_is_told(self, tmp_path: Path, choice: str) -> None:
-        config = PipelineConfig.from_dict({"embedder": "hashing", "retriever": "bm25", "near_duplicates": choice})
+    def test_skip_needs_it(self, tmp_path: Path) -> None:
+        config = PipelineConfig.from_dict({"embedder": "hashing", "retriever": "bm25", "near_duplicates": "skip"})
         with pytest.raises(MissingError, match=r"chunkwise\[dedup\]"):
             Pipeline(config).index(tmp_path, into=tmp_path / "i")
         assert not (tmp_path / "i").exists()
         with pytest.raises(MissingError, match="datasketch"):
             sign("one two three four five six")
+
+    def test_report_goes_on_without_it_and_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """An index remembers `report`; that must not bar somebody without the extra from adding to it."""
+        (tmp_path / "a.txt").write_text("Some words that are long enough for a shingle.")
+        config = PipelineConfig.from_dict({"embedder": "hashing", "retriever": "bm25", "near_duplicates": "report"})
+        with Pipeline(config).index(tmp_path / "a.txt", into=tmp_path / "i") as index:
+            assert index.report
+            assert index.report.documents == 1
+        assert "chunkwise[dedup]" in caplog.text
 
 
 def test_it_is_imported_only_where_something_is_signed(tmp_path: Path) -> None:
