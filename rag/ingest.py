@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.files import FileListing, FoundFile
+from rag.jobs import Job, Outcome
 from rag.limits import Limits
 from rag.planning import Plan, Planner, batches, cutting, left_out, missing, recipe, twin_of
-from rag.protocols import Job, Outcome
 from rag.report import Failure, IngestReport, NearDuplicate, Progress
 from rag.store.records import Entry, FileRecord
 from rag.twins import Twins
 
 if TYPE_CHECKING:
-    from rag.protocols import Chunker, Embedder, Runner, Vectors
+    from rag.jobs import Runner
+    from rag.protocols import Chunker, Embedder, Vectors
     from rag.store.store import Store
     from rag.types import Chunk
 
@@ -176,7 +177,13 @@ class Ingestion:
             self._tally.fail(plan.source, outcome.error)
         elif document:
             record = self._planner.record(plan, outcome.content_hash, doc_id=document.id)
-            entry = Entry(file=record, document=document, chunks=outcome.chunks, signature=outcome.signature)
+            entry = Entry(
+                file=record,
+                document=document,
+                chunks=outcome.chunks,
+                decision=outcome.decision,
+                signature=outcome.signature,
+            )
             self._put(plan, entry)
         elif old:
             record = self._planner.record(plan, outcome.content_hash, doc_id=old.doc_id, error=old.error)

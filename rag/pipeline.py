@@ -17,8 +17,9 @@ from rag.registry import build, spec_name
 
 if TYPE_CHECKING:
     from rag.files import FileListing
+    from rag.jobs import Executor
     from rag.limits import Limits
-    from rag.protocols import Chunker, Compressor, Embedder, Executor, Filter, Generator, Retriever, Selector
+    from rag.protocols import Chunker, Compressor, Embedder, Filter, Generator, Retriever, Selector
     from rag.report import IngestReport, Progress
     from rag.store.store import Store
     from rag.types import Chunk, Document, Hit
@@ -92,6 +93,14 @@ class Pipeline:
         if isinstance(document, str | Path):
             document = self.parse(document)
         return self.chunker.chunk(document)
+
+    def decide(self, document: Document | str | Path) -> tuple[list[Chunk], dict[str, Any]]:
+        """As `chunk`, and why: the chunker's own record, or the word that the config names it."""
+        if isinstance(document, str | Path):
+            document = self.parse(document)
+        chunks, decision = self.chunker.decide(document)
+        named = {"chunker": spec_name(self.config.chunker), "reason": "named by the config"}
+        return chunks, dict(decision or named)
 
     def index(
         self,

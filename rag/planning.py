@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.files import FileListing, FoundFile
+from rag.jobs import Job
 from rag.limits import Limits
-from rag.protocols import Job
 from rag.registry import load
 from rag.store.records import FileRecord
 from rag.twins import Twin

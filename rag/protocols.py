@@ -9,8 +9,8 @@ fields that are no hyper-parameters: `service()` is handed over by the pipeline,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,19 +29,16 @@ __all__ = [
     "Compressor",
     "Corpus",
     "Embedder",
-    "Executor",
     "Filter",
     "Generator",
-    "Job",
-    "Outcome",
+    "Metric",
     "Parser",
     "Retriever",
-    "Runner",
     "Searcher",
     "Selector",
+    "SentenceView",
     "SliceCounter",
     "TokenCounter",
-    "Work",
     "nested",
     "service",
 ]
@@ -121,6 +118,50 @@ class Chunker(Protocol):
     @abstractmethod
     def chunk(self, document: Document) -> list[Chunk]:
         """The chunks; [] for an empty text. header + text never exceed `counter.limit` tokens."""
+
+    def decide(self, document: Document) -> tuple[list[Chunk], Mapping[str, Any] | None]:
+        """The chunks, and why they are what they are (JSON; None when there was nothing to decide).
+
+        A record has at least `chunker` (whose chunks they are) and `reason` (a sentence).
+        """
+        return self.chunk(document), None
+
+
+class SentenceView(Protocol):
+    """A document as sentences that tile it, embedded once; several chunkers and metrics share one."""
+
+    document: Document
+
+    @property
+    @abstractmethod
+    def starts(self) -> Sequence[int]:
+        """First character of each sentence."""
+
+    @property
+    @abstractmethod
+    def ends(self) -> Sequence[int]:
+        """The character after each sentence; the last is len(text)."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> NDArray[np.int64]:
+        """(n,) tokens of each sentence alone."""
+
+    @property
+    @abstractmethod
+    def vectors(self) -> Vectors:
+        """(n, d) unit vectors."""
+
+
+class Metric(Protocol):
+    """An intrinsic measure of how a document was cut: 0 to 1, higher is better."""
+
+    label: ClassVar[str]
+    """The short name of the measure in tables, such as "ICC"."""
+
+    @abstractmethod
+    def score(self, chunks: Sequence[Chunk], view: SentenceView) -> float | None:
+        """The score of chunks that tile or cover `view.document`; None where the measure says nothing about them."""
 
 
 class Embedder(Protocol):
@@ -291,72 +332,3 @@ class Generator(Protocol):
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
     ) -> Generation:
         """The answer; `on_text` receives the text as it grows. Every citation is an exact span of its document."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One file to read, in plain values. A file whose bytes hash to `known_hash` is not parsed again."""
-
-    path: str
-    source: str
-    parser: str
-    size_bytes: int
-    known_hash: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of a job: a document with its chunks, or an error, or neither when the bytes were known.
-
-    `content_hash` is "" when the bytes could not be read. `lasting` says that the error lies in the bytes, so that
-    reading them again would only repeat it.
-    """
-
-    content_hash: str = ""
-    document: Document | None = None
-    chunks: tuple[Chunk, ...] = ()
-    signature: bytes | None = None
-    error: str = ""
-    lasting: bool = False
-
-
-class Work(Protocol):
-    """What an executor runs for every job. It is made anew in another process from `describe()`."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Plain JSON values from which `rag.executors` makes an equal work elsewhere."""
-
-    @abstractmethod
-    def copy(self) -> Work:
-        """An equal work that may run beside this one in another thread."""
-
-    @abstractmethod
-    def run(self, job: Job) -> Outcome:
-        """Never raises for the sake of one job, only when no job could succeed (ConfigError)."""
-
-    def close(self) -> None:
-        """Give back child processes; calling twice is fine."""
-
-
-class Runner(Protocol):
-    """An executor at work."""
-
-    @abstractmethod
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """One outcome per job, in the order of the jobs.
-
-        Jobs are pulled in the caller's thread, only while few outcomes wait to be taken: a slow caller stops the
-        reading. A worker that dies is replaced and its job tried once more, then the outcome is an error.
-        """
-
-    def close(self) -> None:
-        """End what was started, also in the middle of a run; calling twice is fine."""
-
-
-class Executor(Protocol):
-    """Where the per-file work of an ingestion runs. Any executor gives the same outcomes."""
-
-    @abstractmethod
-    def open(self, work: Work) -> Runner:
-        """Ready to run; processes start when jobs come."""

@@ -28,6 +28,7 @@ Spec = str | Mapping[str, Any]
 KINDS = {
     "parser": "Parser",
     "chunker": "Chunker",
+    "metric": "Metric",
     "embedder": "Embedder",
     "retriever": "Retriever",
     "selector": "Selector",

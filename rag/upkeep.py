@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,28 +193,31 @@ class _Rebuild:
             yield batch
 
     def _commit(self, fresh: Store, batch: Sequence[Document]) -> None:
-        cut = {document.id: chunks for document in batch if (chunks := self._cut(document)) is not None}
-        vectors = self._vectors(fresh, [chunk for chunks in cut.values() for chunk in chunks])
+        cut = {document.id: made for document in batch if (made := self._cut(document)) is not None}
+        vectors = self._vectors(fresh, [chunk for chunks, _ in cut.values() for chunk in chunks])
         entries = []
         for document in batch:
+            chunks, decision = cut.get(document.id, ((), None))
             for record in self._live.files_of(document.id) if document.id in cut else ():
                 entry = Entry(
                     file=replace(self._renewed(record), error=None),
                     document=document,
-                    chunks=cut[document.id],
-                    vectors={key: vectors[key] for chunk in cut[document.id] if (key := chunk.key) in vectors},
+                    chunks=chunks,
+                    vectors={key: vectors[key] for chunk in chunks if (key := chunk.key) in vectors},
                     fingerprint=self._fingerprint,
+                    decision=decision,
                     signature=self._live.signature(document.id),
                 )
                 entries.append(entry)
         if entries:
-            count = sum(len(chunks) for chunks in cut.values())
+            count = sum(len(chunks) for chunks, _ in cut.values())
             fresh.start_rows_after(*self._live.reserve_rows(len(cut), count))
             fresh.commit(entries=entries)
 
-    def _cut(self, document: Document) -> tuple[Chunk, ...] | None:
+    def _cut(self, document: Document) -> tuple[tuple[Chunk, ...], Mapping[str, Any] | None] | None:
         try:
-            return tuple(self._pipeline.chunker.chunk(document))
+            chunks, decision = self._pipeline.chunker.decide(document)
+            return tuple(chunks), decision
         except (ConfigError, MissingError):
             raise
         except InputError as error:
@@ -301,7 +304,7 @@ def _usable_fingerprint(store: Store, pipeline: Pipeline) -> str | None:
 def _cut_again(store: Store, pipeline: Pipeline, doc_id: str, fingerprint: str | None, left: list[str]) -> int:
     document = store.document(doc_id)
     try:
-        chunks = tuple(pipeline.chunker.chunk(document))
+        chunks, decision = pipeline.chunker.decide(document)
         texts = {chunk.key: chunk.embed_text for chunk in chunks} if fingerprint else {}
         known = store.known_vectors(fingerprint, list(texts)) if fingerprint else {}
         missing = [key for key in texts if key not in known]
@@ -310,9 +313,10 @@ def _cut_again(store: Store, pipeline: Pipeline, doc_id: str, fingerprint: str |
             Entry(
                 file=replace(record, error=None),
                 document=document,
-                chunks=chunks,
+                chunks=tuple(chunks),
                 vectors=vectors,
                 fingerprint=fingerprint,
+                decision=decision,
                 signature=store.signature(doc_id),
             )
             for record in store.files_of(doc_id)

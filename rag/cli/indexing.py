@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -122,9 +122,9 @@ def chunk(
         kept = pipeline.config.chunker if not chunker and not isinstance(pipeline.config.chunker, str) else {}
         pipeline = pipeline_for(config, overrides={"chunker": {**kept, "use": name, **parse_settings(settings or [])}})
     document = pipeline.parse(file)
-    chunks = pipeline.chunk(document)
+    chunks, decision = pipeline.decide(document)
     if as_json:
-        print_json(_chunk_report(document, chunks))
+        print_json(_chunk_report(document, chunks, decision))
         return
     for number, piece in enumerate(chunks, start=1):
         head = f"[{number}] {piece.span.start}-{piece.span.end}  {piece.token_count} tokens"
@@ -222,7 +222,7 @@ def _listed(names: Sequence[str]) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def _chunk_report(document: Document, chunks: list[Chunk]) -> dict[str, Any]:
+def _chunk_report(document: Document, chunks: list[Chunk], decision: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "document": {
             "id": document.id,
@@ -246,7 +246,7 @@ def _chunk_report(document: Document, chunks: list[Chunk]) -> dict[str, Any]:
             for piece in chunks
         ],
         "metrics": _metrics(chunks),
-        "decision": {"chunker": chunks[0].chunker if chunks else None, "reason": "named by the config"},
+        "decision": dict(decision),
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from rag.jobs import Job, Outcome
 from rag.parsers._frames import document_frame, to_document
-from rag.protocols import Job, Outcome
 from rag.types import Chunk, Document, Span
 
 __all__ = ["job_header", "outcome_frame", "to_job", "to_outcome"]
@@ -33,6 +33,7 @@ def outcome_frame(outcome: Outcome) -> tuple[dict[str, Any], bytes]:
     if outcome.document is None:
         return header, b""
     header["document"], body = document_frame(outcome.document)
+    header["decision"] = outcome.decision
     header["chunks"] = [_chunk_row(chunk) for chunk in outcome.chunks]
     return header, body
 
@@ -45,6 +46,7 @@ def to_outcome(header: dict[str, Any], body: bytes) -> Outcome:
         content_hash=header["content_hash"],
         document=document,
         chunks=tuple(_chunk(document, row) for row in header["chunks"]) if document else (),
+        decision=header["decision"] if document else None,
         signature=None if signature is None else bytes.fromhex(signature),
         error=header["error"],
         lasting=header["lasting"],

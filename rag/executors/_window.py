@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 
-from rag.protocols import Job, Outcome
+from rag.jobs import Job, Outcome
 
 __all__ = ["in_order"]
 

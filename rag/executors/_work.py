@@ -10,9 +10,10 @@ from typing import Any
 
 from rag.errors import ConfigError, InputError, MissingError
 from rag.files import FoundFile, read_file
+from rag.jobs import Job, Outcome, Work
 from rag.limits import Limits
 from rag.parsers._sandbox import ParserPool
-from rag.protocols import Chunker, Job, Outcome, Work
+from rag.protocols import Chunker
 from rag.registry import Spec, build
 from rag.store.checks import check_entry
 from rag.store.records import Entry, FileRecord
@@ -84,18 +85,18 @@ class FileWork(Work):
         try:
             document = self._pool.parse(job.parser, data, job.source)
             del data
-            chunks = self._cut(document)
+            chunks, decision = self._cut(document)
         except InputError as error:
             return Outcome(content_hash=digest, error=str(error), lasting=True)
         except (MissingError, _ChunkerError) as error:  # not the file's fault, so that it is tried again next time
             return Outcome(content_hash=digest, error=str(error))
         signature = self._sign(document.text) if self._signatures else None
-        return Outcome(content_hash=digest, document=document, chunks=chunks, signature=signature)
+        return Outcome(content_hash=digest, document=document, chunks=chunks, decision=decision, signature=signature)
 
-    def _cut(self, document: Document) -> tuple[Chunk, ...]:
+    def _cut(self, document: Document) -> tuple[tuple[Chunk, ...], Mapping[str, Any] | None]:
         chunker = self.chunker
         try:
-            chunks = tuple(chunker.chunk(document))
+            cut, decision = chunker.decide(document)
         except (ConfigError, InputError, MissingError):
             raise
         except Exception as error:  # one document must not end the run; the next one may be cut well
@@ -104,8 +105,9 @@ class FileWork(Work):
             origin="-", source=document.source, content_hash="-", size_bytes=0, mtime_ns=0, recipe="-",
             doc_id=document.id,
         )  # fmt: skip
-        check_entry(Entry(file=record, document=document, chunks=chunks))
-        return chunks
+        chunks = tuple(cut)
+        check_entry(Entry(file=record, document=document, chunks=chunks, decision=decision))
+        return chunks, decision
 
     def _sign(self, text: str) -> bytes:
         from rag.duplicates import sign

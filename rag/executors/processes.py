@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, cast
 from rag.errors import ConfigError, MissingError, RagError
 from rag.executors._frames import job_header, to_outcome
 from rag.executors._window import in_order
+from rag.jobs import Executor, Job, Outcome, Runner, Work
 from rag.parsers._frames import read_frame, write_frame
-from rag.protocols import Executor, Job, Outcome, Runner, Work
 
 _ERRORS: dict[int, type[RagError]] = {error.exit_code: error for error in (ConfigError, MissingError)}
 _ANSWER_BYTES = 4_000_000_000

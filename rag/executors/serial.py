@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from rag.protocols import Executor, Job, Outcome, Runner, Work
+from rag.jobs import Executor, Job, Outcome, Runner, Work
 
 
 @dataclass(frozen=True, kw_only=True)

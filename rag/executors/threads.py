@@ -9,7 +9,7 @@ from queue import LifoQueue
 
 from rag.errors import ConfigError
 from rag.executors._window import in_order
-from rag.protocols import Executor, Job, Outcome, Runner, Work
+from rag.jobs import Executor, Job, Outcome, Runner, Work
 
 
 @dataclass(frozen=True, kw_only=True)

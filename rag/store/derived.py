@@ -61,7 +61,9 @@ class DerivedFiles:
             return None
         fresh = self._folder / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
-            self._folder.mkdir(exist_ok=True)
+            if not self._folder.exists():
+                self._folder.mkdir(exist_ok=True)
+                sync_directory(self._directory)
             write(fresh)
             return self._settle(name, generation, fresh)
         except OSError as error:

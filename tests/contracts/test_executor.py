@@ -14,8 +14,8 @@ import pytest
 from rag import registry
 from rag.errors import ConfigError
 from rag.executors._work import FileWork
+from rag.jobs import Executor, Job, Outcome
 from rag.limits import Limits
-from rag.protocols import Executor, Job, Outcome
 from rag.registry import build, catalogue
 
 NAMES = [name for name in catalogue("executor") if name != "ray"]

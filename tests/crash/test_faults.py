@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from rag.store.failpoints import POINTS
 from tests.crash.conftest import quick_folder
 from tests.crash.entries import dump
 from tests.crash.papers import Papers
+from tests.crash.power import Disk, acknowledged, read_record
 from tests.crash.supervisor import Steps, difference, state, undisturbed
 from tests.crash.victim import Faults, Outcome, Runner, compiled
 
@@ -237,3 +239,30 @@ def test_every_failpoint_is_reached(ground: Ground) -> None:
         assert set(failpoints.reached()) - set(POINTS) - set(failpoints.UPKEEP_POINTS) == set(), "these have no name"
     finally:
         failpoints.arm(None)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_the_power_may_fail_at_any_moment(ground: Ground, share: float) -> None:
+    """Unlike a killed process, a dead machine loses what was not synced: every sync of ours is in its place."""
+    index, record = ground.copy(), ground.folder / f"record-{share}"
+    outcome = ground.ingest(index, real=True, faults=Faults(), below=index, extra={"FAULTS_RECORD": str(record)})
+    assert (outcome.code, outcome.output) == (ground.steps.code, "")
+    operations, chances, disk = list(read_record(record)), random.Random(17), Disk(index)
+    if ground.start is not None:
+        disk.load(ground.start)
+    assert acknowledged(operations) == outcome.done
+    moments = {at for at, operation in enumerate(operations, 1) if operation.name in ("sync", "said", "rename")}
+    moments |= set(chances.sample(range(len(operations)), 40)) | {len(operations)}
+    for at, operation in enumerate(operations, 1):
+        disk.do(operation)
+        if at in moments:
+            left = ground.folder / "left"
+            shutil.rmtree(left, ignore_errors=True)
+            left.mkdir()
+            disk.fail(left, chances, share)
+            where = f"after {at} of {len(operations)} operations, {operation.name} {Path(operation.path).name}"
+            now, allowed = state(left), ground.steps.after(acknowledged(operations[:at]))
+            assert now in allowed, f"{where}: {difference(now, allowed[-1])}"
+            assert not now or verify(left).problems == [], where
+    assert ground.ingest(left).code == ground.steps.code
+    assert dump(left) == ground.steps.states[-1]

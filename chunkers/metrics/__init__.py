@@ -1,0 +1,1 @@
+"""Intrinsic measures of a segmentation: one measure, one file."""
