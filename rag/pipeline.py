@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag.answer import Answer, StageTrace
 from rag.config import PipelineConfig
-from rag.errors import ConfigError, UsageError
+from rag.errors import ConfigError, IndexDamagedError, UsageError
 from rag.index import Index
 from rag.registry import build, spec_name
 
@@ -193,7 +193,13 @@ class Pipeline:
             with Index.open(index) as opened:
                 return self.search(question, opened, k=k, where=where)
         self._check_vectors(index)
-        return index.searcher(self.retriever).search(question, k or self.retriever.k, where)
+        try:
+            return index.searcher(self.retriever).search(question, k or self.retriever.k, where)
+        except KeyError as error:  # a row that the snapshot itself has named
+            raise IndexDamagedError(
+                f"{index.directory}: its tables disagree about chunk row {error}. Run `rag verify` for the details and "
+                "`rag repair` to mend the index."
+            ) from error
 
     def ask(
         self,

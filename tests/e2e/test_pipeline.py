@@ -12,7 +12,7 @@ import pytest
 
 from rag import Pipeline, PipelineConfig
 from rag.embedders.hashing import HashingEmbedder
-from rag.errors import ConfigError
+from rag.errors import ConfigError, IndexDamagedError
 from tests.e2e.test_cli import dump
 
 CONFIG = PipelineConfig.from_dict(
@@ -146,3 +146,16 @@ def test_the_trace_names_every_stage(many: Path, tmp_path: Path) -> None:
         answer = pipeline.ask("What is report 7 about?", index)
     assert [stage.stage for stage in answer.trace] == ["retrieve", "select", "compress", "generate"]
     assert answer.run_id
+
+
+def test_tables_that_disagree_are_damage_and_no_traceback(many: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(CONFIG)
+    with pipeline.index(many, tmp_path / "idx") as index:
+        searcher = index.searcher(pipeline.retriever)
+
+        def disagree(*_: object) -> None:
+            raise KeyError(41)
+
+        searcher.search = disagree  # type: ignore[method-assign]
+        with pytest.raises(IndexDamagedError, match=r"chunk row 41.*rag repair"):
+            pipeline.search("anything", index)
