@@ -134,9 +134,7 @@ def test_the_next_ingestion_makes_the_file_anew(sound: Sound, quick: Path, name:
 
 CHROMA_DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: os.truncate(path, 0),
     "flip": lambda path: path.write_bytes(bytes(byte ^ (at % 97 == 13) for at, byte in enumerate(path.read_bytes()))),
-    "gone": lambda path: path.unlink(),
     "noise": lambda path: path.write_bytes(random.Random(1).randbytes(path.stat().st_size)),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
 }

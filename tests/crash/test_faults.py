@@ -33,7 +33,7 @@ from tests.crash.victim import Faults, Outcome, Runner, compiled
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")]
 
-EVERY = int(os.environ.get("CHUNKWISE_FAULT_STEP", "13"))
+EVERY = int(os.environ.get("CHUNKWISE_FAULT_STEP", "31"))
 """Only every n-th operation is made to fail; CHUNKWISE_FAULT_STEP=1 is the whole sweep (some 4,000 failures)."""
 
 CONFIG = {
@@ -156,7 +156,7 @@ SWEEPS = {
 
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_every_change_of_the_disk_may_fail(ground: Ground, kind: str) -> None:
-    first = 1 + list(SWEEPS).index(kind) * 2 % EVERY
+    first = 1 + list(SWEEPS).index(kind) * 5 % EVERY
     assert ground.sweep(SWEEPS[kind], first, EVERY) == []
 
 
@@ -176,7 +176,7 @@ def test_a_failed_sync_is_never_reported_as_success(ground: Ground) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_step_that_fails_and_a_death_at_every_failpoint(ground: Ground, point: str) -> None:
-    for failure in ("", "=ENOSPC", "=EIO"):
+    for failure in ("", "=EIO"):
         index = ground.copy()
         outcome = ground.ingest(index, failpoint=point + failure)
         if ground.start is None or not point.startswith("create"):
@@ -216,16 +216,20 @@ def test_read_only_media_can_be_read_and_searched(ground: Ground) -> None:
 
 
 def test_read_only_media_with_an_unfinished_log(ground: Ground) -> None:
-    """What is in the log cannot be read without writing beside it: say so, rather than show an older state."""
+    """The log is read where its index is beside it; else nobody could without writing: say so, show no older state."""
     index = ground.copy()
-    assert ground.ingest(index, failpoint="commit.done:2").killed
+    assert ground.ingest(index, failpoint="derived.written").killed  # everything is committed, in the log
     assert (index / "index.sqlite-wal").stat().st_size
     frozen = {"FAULTS_ROOT": str(index), "FAULTS_FROZEN": "1"}
-    outcome = ground.runner.command("search", "travel", "--index", str(index), extra=frozen)
-    assert outcome.code in (0, 2), outcome.output
-    if outcome.code == 2:
-        assert "unfinished log" in outcome.output
-        assert "Copy the directory" in outcome.output
+    arguments = ("search", "travel harbour", "--json", "--index", str(index))
+    outcome = ground.runner.command(*arguments, extra=frozen)
+    assert outcome.code == 0, outcome.output
+    assert json.loads(outcome.output.splitlines()[-1])["hits"]
+    (index / "index.sqlite-shm").unlink()
+    outcome = ground.runner.command(*arguments, extra=frozen)
+    assert outcome.code == 2
+    assert "unfinished log" in outcome.output
+    assert "Copy the directory" in outcome.output
 
 
 def test_every_failpoint_is_reached(ground: Ground) -> None:
@@ -252,7 +256,7 @@ def test_the_power_may_fail_at_any_moment(ground: Ground, share: float) -> None:
         disk.load(ground.start)
     assert acknowledged(operations) == outcome.done
     moments = {at for at, operation in enumerate(operations, 1) if operation.name in ("sync", "said", "rename")}
-    moments |= set(chances.sample(range(len(operations)), 40)) | {len(operations)}
+    moments |= set(chances.sample(range(len(operations)), 20)) | {len(operations)}
     for at, operation in enumerate(operations, 1):
         disk.do(operation)
         if at in moments:
