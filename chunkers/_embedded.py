@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunkers._base import SizedChunker, tiles_of
+from chunkers._headers import Headers
 from chunkers._segment import Atoms, checked, joined, reach_back
 from rag.protocols import Embedder, service
 from rag.types import Chunk, Document
@@ -22,11 +23,13 @@ __all__ = ["EmbeddedChunker"]
 class EmbeddedChunker(SizedChunker):
     """Base of chunkers that group whole sentences by their vectors; each sentence is embedded once.
 
-    `min_tokens`: a chunk below it joins a neighbour when both fit together.
+    `min_tokens`: a chunk below it joins a neighbour when both fit together. `heading_header`: put the title and the
+    heading path above a chunk into `Chunk.header`, at most a quarter of the limit; sentences are embedded without it.
     """
 
     embedder: Embedder = service()
     min_tokens: int = 16
+    heading_header: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,13 +40,15 @@ class EmbeddedChunker(SizedChunker):
 
     def atoms(self, document: Document) -> Atoms:
         """The sentences of a document, for `group` of this chunker and of others with the same limits."""
-        return Atoms.of(document, self.ruler(document), self.embedder)
+        header = Headers(self, document, path=True, title=True, rows=False).at if self.heading_header else None
+        return Atoms.of(document, self.ruler(document, header=header), self.embedder)
 
     def group(self, atoms: Atoms) -> list[Chunk]:
         """The chunks over atoms that are there already, so that several chunkers share their vectors."""
         low = reach_back(atoms)
         cuts = checked(atoms, joined(atoms, self.segment(atoms, low), low, self.min_tokens))
-        return self.cut(atoms.document, tiles_of(atoms.ends[cut - 1] for cut in cuts), atoms.ruler.tokens)
+        ranges = tiles_of(atoms.ends[cut - 1] for cut in cuts)
+        return self.cut(atoms.document, ranges, atoms.ruler.tokens, atoms.ruler.header)
 
     @abstractmethod
     def segment(self, atoms: Atoms, low: NDArray[np.int64]) -> list[int]:

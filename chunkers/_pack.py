@@ -37,6 +37,10 @@ class Ruler:
         self._header = header
         self._header_tokens: dict[str, int] = {"": 0}
 
+    def header(self, start: int) -> str:
+        """The context line of a chunk that starts there."""
+        return self._header(start) if self._header else ""
+
     def far(self, start: int) -> int:
         """No range from `start` that ends after this fits; for counters that are not additive it is a guess."""
         return min(self.tokens.reach(start, self.budget(start)), start + self.max_chars, len(self.text))
@@ -60,14 +64,14 @@ class Ruler:
 
     def budget(self, start: int) -> int:
         """Tokens that are left for the text of a chunk that starts at `start`."""
-        header = self._header(start) if self._header else ""
+        header = self.header(start)
         if header not in self._header_tokens:
             self._header_tokens[header] = self._counter.count(header + "\n")
         return max(1, self.max_tokens - self._header_tokens[header])
 
     def _fits_assembled(self, start: int, end: int) -> bool:
         """Counts header and text as one, for counters whose parts do not add up."""
-        header = self._header(start) if self._header else ""
+        header = self.header(start)
         return not header or self._counter.count(f"{header}\n{self.text[start:end]}") <= self.max_tokens
 
 

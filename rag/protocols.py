@@ -38,6 +38,7 @@ __all__ = [
     "Selector",
     "SentenceView",
     "SliceCounter",
+    "TextModel",
     "TokenCounter",
     "nested",
     "service",
@@ -319,8 +320,21 @@ class Compressor(Protocol):
         """Order kept; kept spans lie inside their chunk; a target at or over the size changes nothing."""
 
 
+class TextModel(Protocol):
+    """A language model as it is: a prompt in, the text that follows out."""
+
+    @abstractmethod
+    def complete(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> str:
+        """At most `max_tokens` tokens, greedy; the text ends before the first of `stop`. Loads the model if need be."""
+
+
 class Generator(Protocol):
     """Context -> answer with citations."""
+
+    @property
+    def text_model(self) -> TextModel | None:
+        """The model behind this generator for prompts of other kinds; None where there is none. Loads nothing."""
+        return None
 
     @property
     @abstractmethod

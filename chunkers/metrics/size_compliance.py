@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from chunkers.metrics._base import Cuts, Sentences, SpanMetric
 from rag.errors import ConfigError
-from rag.protocols import Metric, SentenceView
-from rag.types import Chunk
+
+_LIMIT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeComplianceMetric(Metric):
+class SizeComplianceMetric(SpanMetric):
     """1 - the share of chunks with fewer than `least` or more than `most` tokens.
 
+    `most`: None means the size limit that the sentences were cut with, else 256; `least`: None means an eighth of
+    that limit.
+
     Source: Adaptive Chunking (arXiv 2603.25333), whose bounds are 100 and 1100 tokens of GPT-4o.
-    Deviations: tokens of the counter that cut the chunks; bounds in proportion to encoders of 256 tokens.
+    Deviations: tokens of the counter that cut the chunks; bounds in proportion to what the encoder reads.
     """
 
     label: ClassVar[str] = "SC"
 
-    least: int = 32
-    most: int = 256
+    least: int | None = None
+    most: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= self.most:
+        if (self.least or 0) < 0 or (self.most is not None and not (self.least or 0) <= self.most):
             raise ConfigError(f"size-compliance: 0 <= least <= most is needed, not {self.least} and {self.most}")
 
-    def score(self, chunks: Sequence[Chunk], view: SentenceView) -> float | None:
-        if not chunks:
-            return None
-        return sum(self.least <= chunk.token_count <= self.most for chunk in chunks) / len(chunks)
+    def measure(self, cuts: Cuts, sentences: Sentences) -> float | None:
+        limit = sentences.limit or _LIMIT
+        most = limit if self.most is None else self.most
+        least = min(most, limit // 8) if self.least is None else self.least
+        return float(((cuts.tokens >= least) & (cuts.tokens <= most)).mean())

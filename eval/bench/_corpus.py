@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from eval.sets import Place, Question, QuestionSet, read_set
 from rag.errors import UsageError
 
 __all__ = [
@@ -23,44 +21,6 @@ __all__ = [
     "trim",
     "write_documents",
 ]
-
-Place = tuple[str, int, int]
-"""Document, start, end: half-open code points, as evidence rows have them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question and the places of its evidence, at least one."""
-
-    text: str
-    evidence: tuple[Place, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionSet:
-    """Document name -> text, and the questions about them."""
-
-    name: str
-    texts: Mapping[str, str]
-    questions: tuple[Question, ...]
-
-
-def read_set(folder: Path) -> QuestionSet:
-    """The set in `folder` (corpus.jsonl, queries.jsonl, evidence.jsonl); UsageError when it is not there.
-
-    Documents are named as the files that they will be written to.
-    """
-    rows = {name: _rows(folder / f"{name}.jsonl") for name in ("corpus", "queries", "evidence")}
-    texts = {f"{row['doc_id']}.txt": row["text"] for row in rows["corpus"]}
-    evidence: dict[str, list[Place]] = {}
-    for row in rows["evidence"]:
-        evidence.setdefault(row["query_id"], []).append((f"{row['doc_id']}.txt", row["start"], row["end"]))
-    questions = tuple(
-        Question(text=row["text"], evidence=tuple(evidence[row["query_id"]]))
-        for row in rows["queries"]
-        if row["query_id"] in evidence
-    )
-    return QuestionSet(name=folder.name, texts=texts, questions=questions)
 
 
 def cut_documents(texts: Iterable[str], count: int, size_chars: int, seed: int) -> dict[str, str]:
@@ -143,14 +103,3 @@ def _pieces(text: str, size_chars: int) -> list[str]:
             pieces.append(piece[:size_chars])
             piece = ""
     return [*pieces, piece] if piece.strip() else pieces
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path} ({error.strerror}). Give the folder of the public evaluation data with --data DIR "
-            f"or CHUNKWISE_DATA"
-        ) from error
-    return [json.loads(line) for line in lines if line.strip()]

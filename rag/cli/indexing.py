@@ -103,6 +103,9 @@ def chunk(
     file: Annotated[Path, typer.Argument(help="The file to cut.", show_default=False)],
     chunker: Annotated[str | None, typer.Option(help="Chunker to use (rag plugins chunker lists them).")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the chunker, NAME=VALUE.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="The candidates, how each measures, and why one was taken.")
+    ] = False,
     config: ConfigOption = None,
     index: IndexOption = DEFAULT_INDEX,
     as_json: JsonOption = False,
@@ -111,8 +114,10 @@ def chunk(
 ) -> None:
     """Show how one file is cut; nothing is stored.
 
-    Example: rag chunk handbook.md --chunker markdown --set max_tokens=200
+    Example: rag chunk handbook.md --chunker metric-selected --set max_tokens=200 --explain
     """
+    from rag.cli._explaining import explained, print_decision
+
     set_verbosity(verbose)
     pipeline = pipeline_for(config)
     if chunker or settings:
@@ -122,7 +127,7 @@ def chunk(
         kept = pipeline.config.chunker if not chunker and not isinstance(pipeline.config.chunker, str) else {}
         pipeline = pipeline_for(config, overrides={"chunker": {**kept, "use": name, **parse_settings(settings or [])}})
     document = pipeline.parse(file)
-    chunks, decision = pipeline.decide(document)
+    chunks, decision = explained(pipeline, document) if explain else pipeline.decide(document)
     if as_json:
         print_json(_chunk_report(document, chunks, decision))
         return
@@ -133,6 +138,8 @@ def chunk(
     if not quiet:
         sizes = _metrics(chunks)
         console().print(printable(f"{len(chunks)} chunks of {document.source}: {sizes}"), markup=False)
+    if explain:
+        print_decision(console(), decision)
 
 
 def show(
@@ -223,6 +230,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _chunk_report(document: Document, chunks: list[Chunk], decision: Mapping[str, Any]) -> dict[str, Any]:
+    from rag.cli._explaining import measures
+
     return {
         "document": {
             "id": document.id,
@@ -245,12 +254,12 @@ def _chunk_report(document: Document, chunks: list[Chunk], decision: Mapping[str
             }
             for piece in chunks
         ],
-        "metrics": _metrics(chunks),
+        "metrics": {**_metrics(chunks), **measures(decision)},
         "decision": dict(decision),
     }
 
 
-def _metrics(chunks: list[Chunk]) -> dict[str, float]:
+def _metrics(chunks: list[Chunk]) -> dict[str, Any]:
     sizes = [piece.token_count for piece in chunks]
     if not sizes:
         return {"chunks": 0}

@@ -70,7 +70,11 @@ app.add_typer(copies.cache_app, name="cache")
 app.add_typer(about.config_app, name="config")
 for command in sorted(entry_points(group="rag.commands"), key=lambda found: found.name):
     try:
-        app.command(command.name)(command.load())
+        loaded = command.load()
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=command.name)
+        else:
+            app.command(command.name)(loaded)
     except Exception as error:  # somebody's broken plugin must not take the other verbs with it
         print(f"warning: the command {command.name!r} cannot be loaded: {error}", file=sys.stderr)
 

@@ -13,10 +13,11 @@ from rag.answer import Generation, GenerationStats, Prompt
 from rag.embedders._cpu import cpu_has_bf16
 from rag.errors import ConfigError, RagError
 from rag.generators._citations import verified
+from rag.generators._completion import Completion
 from rag.generators._models import load_model, model_folder
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
-from rag.protocols import Corpus, Generator, TokenCounter
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter
 from rag.tokens import TokenizerCounter, load_tokenizer
 from rag.types import CompressedContext
 
@@ -62,6 +63,10 @@ class LocalGenerator(Generator):
         name = self.model or "SmolLM2-135M-Instruct"
         return TokenizerCounter(self._counting, name=name, limit=None, additive=False)
 
+    @property
+    def text_model(self) -> TextModel:
+        return Completion(self._complete)
+
     def generate(
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
     ) -> Generation:
@@ -90,13 +95,28 @@ class LocalGenerator(Generator):
         """Every segment tokenised alone, so that its ids do not depend on its neighbours."""
         _, tokenizer = self._loaded
         ids = [token for part in prompt.segments for token in tokenizer.encode(part.text, add_special_tokens=False)]
-        room = getattr(self._loaded[0].config, "max_position_embeddings", None)
-        if room and len(ids) + self.max_new_tokens > room:
-            raise RagError(
-                f"generator local: the prompt has {len(ids)} tokens and the answer up to {self.max_new_tokens}, but "
-                f"the model reads {room} in all. Lower the selector's budget or max_new_tokens"
-            )
+        self._check_room(len(ids), self.max_new_tokens, "Lower the selector's budget or max_new_tokens")
         return ids
+
+    def _check_room(self, prompt: int, answer: int, cure: str) -> None:
+        room = getattr(self._loaded[0].config, "max_position_embeddings", None)
+        if room and prompt + answer > room:
+            raise RagError(
+                f"generator local: the prompt has {prompt} tokens and the answer up to {answer}, but "
+                f"the model reads {room} in all. {cure}"
+            )
+
+    def _complete(self, prompt: str, max_tokens: int) -> Iterator[str]:
+        """The text so far, token by token, written greedily after `prompt` alone."""
+        _, tokenizer = self._loaded
+        if tokenizer.chat_template:
+            prompt = _rendered(tokenizer, [{"role": "user", "content": prompt}])
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        self._check_room(len(ids), max_tokens, "Give it a shorter text")
+        new: list[int] = []
+        for token in self._tokens(ids, max_tokens, 0.0):
+            new.append(token)
+            yield str(tokenizer.decode(new, skip_special_tokens=True))
 
     def _write(self, ids: Sequence[int], on_text: Callable[[str], None] | None) -> tuple[str, int, float]:
         """(text, number of new tokens, clock at the first one); `on_text` gets every piece that is final."""
@@ -116,20 +136,22 @@ class LocalGenerator(Generator):
             on_text(text[len(sent) :])
         return text.rstrip(), len(new), first or time.perf_counter()
 
-    def _tokens(self, ids: Sequence[int]) -> Iterator[int]:
-        """New token ids, one by one, up to the end-of-text token, which is not given."""
+    def _tokens(self, ids: Sequence[int], most: int | None = None, temperature: float | None = None) -> Iterator[int]:
+        """New token ids, one by one, up to the end-of-text token, which is not given. None: as the fields say."""
         import torch
 
+        most = self.max_new_tokens if most is None else most
+        temperature = self.temperature if temperature is None else temperature
         model, tokenizer = self._loaded
         random = torch.Generator(device="cpu").manual_seed(self.seed)
         stops = _stops(model, tokenizer)
         step, cache = torch.tensor([ids], device=model.device), None
-        for _ in range(self.max_new_tokens):
+        for _ in range(most):
             with torch.inference_mode():
                 out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = out.logits[0, -1].float().cpu(), out.past_key_values
-            if self.temperature:
-                chances = torch.softmax(logits / self.temperature, dim=-1)
+            if temperature:
+                chances = torch.softmax(logits / temperature, dim=-1)
                 token = int(torch.multinomial(chances, 1, generator=random))
             else:
                 token = int(logits.argmax())

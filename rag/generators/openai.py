@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from rag.answer import Generation, GenerationStats, Prompt
 from rag.embedders._client import open_client, readable_errors
 from rag.errors import ConfigError
 from rag.generators._citations import verified
+from rag.generators._completion import Completion
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, build_prompt
-from rag.protocols import Corpus, Generator, TokenCounter
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter
 from rag.tokens import WordCounter
 from rag.types import CompressedContext
 
@@ -53,6 +54,10 @@ class OpenaiGenerator(Generator):
     def counter(self) -> TokenCounter:
         return WordCounter()
 
+    @property
+    def text_model(self) -> TextModel:
+        return Completion(self._complete)
+
     def generate(
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
     ) -> Generation:
@@ -68,6 +73,22 @@ class OpenaiGenerator(Generator):
     @cached_property
     def _client(self) -> OpenAI:
         return open_client(self.base_url, timeout_seconds=self.timeout_seconds, purpose="generator openai")
+
+    def _complete(self, prompt: str, max_tokens: int) -> Iterator[str]:
+        """The reply to `prompt` alone so far; `max_new_tokens` and `temperature` are for answers."""
+        text = ""
+        with readable_errors(self._client, "generator openai"):
+            stream = self._client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=max_tokens,
+                temperature=0.0,
+                seed=self.seed,
+                stream=True,
+            )
+            for event in stream:
+                text += (event.choices[0].delta.content or "") if event.choices else ""
+                yield text
 
     def _write(self, prompt: Prompt, on_text: Callable[[str], None] | None) -> tuple[str, GenerationStats]:
         """The streamed text, and the accounts that the server gives at the end of the stream."""

@@ -91,6 +91,7 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
     "html": lambda: (
         f"<title>Policy</title><h1>Travel</h1><p>{PROSE}<ul><li>one</ul><table><tr><th>City<tr><td>Oslo</table>"
     ).encode(),
+    "code": lambda: f'LIMIT = 120\n\n\ndef rule():\n    """{PROSE}"""\n'.encode(),
     "csv": lambda: f'City,Limit\nOslo,120\n"Rome,\nItaly","{PROSE}"\n'.encode(),
     "json": lambda: json.dumps([{"city": "Oslo", "note": PROSE}, {"city": "Rome"}]).encode(),
     "pdf": _pdf,

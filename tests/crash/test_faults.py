@@ -33,7 +33,7 @@ from tests.crash.victim import Faults, Outcome, Runner, compiled
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")]
 
-EVERY = int(os.environ.get("CHUNKWISE_FAULT_STEP", "31"))
+EVERY = int(os.environ.get("CHUNKWISE_FAULT_STEP", "47"))
 """Only every n-th operation is made to fail; CHUNKWISE_FAULT_STEP=1 is the whole sweep (some 4,000 failures)."""
 
 CONFIG = {

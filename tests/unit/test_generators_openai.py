@@ -114,3 +114,11 @@ def test_errors_are_readable(server: Server) -> None:
     server.status = 403
     with pytest.raises(RagError, match=r"generator openai: .*OPENAI_API_KEY"):
         ask(OpenaiGenerator(base_url=server.url, model="m"), context(QUESTION, *WHOLE))
+
+
+def test_a_plain_prompt_is_sent_alone_and_cut_at_the_stop(server: Server) -> None:
+    model = OpenaiGenerator(base_url=server.url, model="m", temperature=0.7).text_model
+    assert model.complete("Write it.", max_tokens=9, stop=("approves",)) == "The finance director "
+    (request,) = server.requests
+    assert request["messages"] == [{"role": "user", "content": "Write it."}]
+    assert (request["max_tokens"], request["temperature"]) == (9, 0.0)

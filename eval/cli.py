@@ -1,0 +1,108 @@
+"""`rag eval VERB`: how good the parts of a pipeline are. Each verb writes a report into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity
+from rag.errors import UsageError
+
+__all__ = ["eval_app"]
+
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks.")
+
+SpecOption = Annotated[
+    list[str] | None,
+    typer.Option("--chunker", help="Name, or YAML such as '{use: semantic, threshold: sd}'; repeatable."),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Folder under --data; repeatable.")]
+SizeOption = Annotated[list[int] | None, typer.Option("--size", min=50, help="Mean length to match, in characters.")]
+LimitOption = Annotated[list[int] | None, typer.Option(min=8, help="Limit to set as it is; repeatable.")]
+CacheOption = Annotated[Path | None, typer.Option(help="Folder that keeps vectors, so that a second run is cheap.")]
+PythonOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
+]
+PeerOption = Annotated[list[str] | None, typer.Option(help="Peer that joins the tables, or 'all'; repeatable.")]
+
+
+@eval_app.callback()
+def root() -> None:
+    """Evaluation on public data."""
+
+
+@eval_app.command("chunks")
+def chunks(
+    data: Annotated[
+        Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for chunks.json and chunks.md.")] = None,
+    chunker: SpecOption = None,
+    baseline: Annotated[str, typer.Option(help="The chunker that the others are compared with.")] = "sentence",
+    sets: SetOption = None,
+    half: Annotated[str, typer.Option(help="dev (for knobs), test (touch it once) or all.")] = "dev",
+    size: SizeOption = None,
+    max_tokens: LimitOption = None,
+    embedder: Annotated[str, typer.Option(help="Name or YAML of the embedder.")] = "minilm",
+    cache: CacheOption = None,
+    peer_python: PythonOption = None,
+    peer: PeerOption = None,
+    laws: Annotated[bool, typer.Option(help="Check the laws on hard texts too, peers included.")] = True,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Compare chunkers at matched sizes: recall within budgets, costs, laws.
+
+    Example: rag eval chunks --data DATA --out out --chunker semantic --size 500 --cache vectors
+    """
+    set_verbosity(verbose)
+    if data is None or out is None:
+        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
+    if half not in ("dev", "test", "all"):
+        raise UsageError(f"--half {half}: expected dev, test or all")
+    from eval.chunks.report import dressed, markdown, write
+    from eval.chunks.run import Settings, run
+
+    given: dict[str, Any] = {
+        "chunkers": tuple(_spec(text) for text in chunker) if chunker else Settings.chunkers,
+        "sets": tuple(sets) if sets else Settings.sets,
+        "sizes": tuple(size or ()) if size or max_tokens else Settings.sizes,
+        "max_tokens": tuple(max_tokens or ()) if size or max_tokens else Settings.max_tokens,
+        "peer_pythons": tuple(str(path) for path in peer_python or ()),
+        "peers": tuple(peer or ()),
+    }
+    options: dict[str, Any] = {
+        "half": half,
+        "cache": cache,
+        "laws": laws,
+        "resamples": resamples,
+        "seed": seed,
+        "baseline": baseline,
+    }
+    settings = Settings(data=data, embedder=_spec(embedder), **options, **given)
+    err = console()
+    report = dressed(run(settings, lambda line: None if quiet else err.print(line, markup=False)), settings)
+    write(report, out)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        typer.echo(markdown(report))
+
+
+def _spec(text: str) -> Any:
+    """A name, or YAML of a mapping with `use`."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text!r} is neither a name nor YAML: {error}") from error
+    if not isinstance(value, str | dict):
+        raise UsageError(f"{text!r}: expected a name, or a mapping with 'use'")
+    return value
