@@ -24,16 +24,10 @@ _BATCH = 512  # texts between two looks at the clock and two writes to disk
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedEmbedder(Embedder):
-    """Embeds every text once; vectors lie in `folder` (numpy files named by fingerprint, keys beside vectors).
-
-    `folder` None remembers in memory only. A file that cannot be read is ignored: its vectors are made again.
-    """
+class _AroundEmbedder(Embedder):
+    """What both say of themselves is what the inner embedder says."""
 
     inner: Embedder
-    folder: Path | None = None
-    _known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
-    _loaded: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def matches_meaning(self) -> bool:  # type: ignore[override]
@@ -50,6 +44,18 @@ class CachedEmbedder(Embedder):
     @property
     def fingerprint(self) -> str:
         return self.inner.fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedEmbedder(_AroundEmbedder):
+    """Embeds every text once; vectors lie in `folder` (numpy files named by fingerprint, keys beside vectors).
+
+    `folder` None remembers in memory only. A file that cannot be read is ignored: its vectors are made again.
+    """
+
+    folder: Path | None = None
+    _known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    _loaded: list[bool] = field(default_factory=list, repr=False)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         import numpy as np
@@ -107,27 +113,10 @@ class CachedEmbedder(Embedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountingEmbedder(Embedder):
+class CountingEmbedder(_AroundEmbedder):
     """Another embedder that notes how many texts and tokens it was given, and the CPU seconds it took."""
 
-    inner: Embedder
     counts: dict[str, float] = field(default_factory=lambda: {"texts": 0, "tokens": 0, "cpu_seconds": 0.0})
-
-    @property
-    def matches_meaning(self) -> bool:  # type: ignore[override]
-        return self.inner.matches_meaning
-
-    @property
-    def dimension(self) -> int:
-        return self.inner.dimension
-
-    @property
-    def counter(self) -> TokenCounter:
-        return self.inner.counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self._counted(texts, lambda: self.inner.embed(texts))
