@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -74,7 +75,9 @@ class QueryLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._questions = [(text, frozenset(filter(_is_telling, lexical_words(text)))) for text in _questions_in(path)]
+        questions = _questions_in(path)
+        self._questions = [(text, frozenset(filter(_is_telling, lexical_words(text)))) for text in questions]
+        self.digest = hashlib.blake2b("\n".join(questions).encode(), digest_size=8).hexdigest()
 
     def __call__(self, atoms: Atoms, count: int) -> list[str]:
         known = set(lexical_words(atoms.document.text))

@@ -106,6 +106,13 @@ class IntentDrivenChunker(EmbeddedChunker):
         score, cuts = self._planned(atoms)
         return self._chunks(atoms, cuts), self._record(score, cuts)
 
+    @property
+    def shaped_by(self) -> str:
+        """The language model that writes intents, and the questions of the log."""
+        made = [repr(self.generator)] if "generator" in self.sources and self.generator else []
+        logs = [source for source in self._makers.values() if isinstance(source, QueryLog)]
+        return " ".join([*made, *(log.digest for log in logs)])
+
     def score(self, atoms: Atoms) -> Score:
         """The objective over these atoms; embeds them and the intents, in one call where they are new."""
         count = intent_count(len(atoms)) if self.intents is None else self.intents

@@ -82,6 +82,10 @@ class LlmRegexChunker(SizedChunker):
                 "set the slot generator to openai or local, or use the chunker regex-library"
             )
 
+    @property
+    def shaped_by(self) -> str:
+        return repr(self.generator) if self.generator is not None else ""
+
     def chunk(self, document: Document) -> list[Chunk]:
         return self.decide(document)[0]
 

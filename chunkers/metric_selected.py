@@ -81,6 +81,10 @@ class MetricSelectedChunker(SizedChunker):
         self._check_at_least("permutations", self.permutations, 1)
         self._check_at_least("encoder_chars", self.encoder_chars, 0)
 
+    @property
+    def shaped_by(self) -> str:
+        return " ".join(filter(None, (candidate.shaped_by for candidate in self.candidates)))
+
     def chunk(self, document: Document) -> list[Chunk]:
         return self.decide(document)[0]
 

@@ -136,7 +136,8 @@ def recipe(parser: str, chunker: Chunker, counter: str, fingerprint: str | None)
 
 def cutting(chunker: Chunker, counter: str, fingerprint: str | None) -> str:
     """The second half of a recipe, the only one that a rebuild changes."""
-    return _short_hash(f"{chunker!r}|{counter}|{fingerprint}")
+    shaped_by = f"|{chunker.shaped_by}" if chunker.shaped_by else ""
+    return _short_hash(f"{chunker!r}|{counter}|{fingerprint}{shaped_by}")
 
 
 def _short_hash(text: str) -> str:

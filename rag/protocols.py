@@ -116,6 +116,13 @@ class Chunker(Protocol):
 
     needs_question: ClassVar[bool] = False
 
+    @property
+    def shaped_by(self) -> str:
+        """What shapes the chunks beside parameters and tokenizer: a language model, the content of a file; "" for
+        nothing. When it changes, files are cut again.
+        """
+        return ""
+
     @abstractmethod
     def chunk(self, document: Document) -> list[Chunk]:
         """The chunks; [] for an empty text. header + text never exceed `counter.limit` tokens."""

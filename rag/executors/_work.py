@@ -140,5 +140,5 @@ class FileWork(Work):
 
 
 def name_cuts(chunker: Chunker, counter: str) -> str:
-    """Names a chunker with its parameters, and the tokenizer that sizes its chunks."""
-    return f"{chunker!r}, {counter}"
+    """Names a chunker with its parameters, what else shapes its chunks, and the tokenizer that sizes them."""
+    return ", ".join(filter(None, (repr(chunker), chunker.shaped_by, counter)))
