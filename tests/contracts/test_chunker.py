@@ -26,7 +26,7 @@ PLUGINS = sorted(
     for module in pkgutil.iter_modules(chunkers.__path__)
     if not module.name.startswith("_") and not module.ispkg
 )
-SIZES = (None, 3, 24, 120)
+SIZES = (None, pytest.param(3, marks=pytest.mark.slow), 24, pytest.param(120, marks=pytest.mark.slow))
 COST_SPACED = 1.1
 """Characters counted per character of a text with spaces, by a counter whose parts add up."""
 COST_BLOCKS = 1.3
