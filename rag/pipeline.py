@@ -145,11 +145,12 @@ class Pipeline:
     ) -> IngestReport:
         from rag.executors._work import FileWork, name_cuts
         from rag.ingest import Ingestion
+        from rag.tokens import counter_name
         from rag.twins import Twins
 
         config, embedder = self.config, self.embedder if self.retriever.uses_vectors else None
         fingerprint = self._claim(store, embedder)
-        counter = f"{self.embedder.counter.name}/{self.embedder.counter.limit}"
+        counter = counter_name(self.embedder.counter)
         twins = None if near_duplicates == "off" else Twins(store, config.duplicate_threshold)
         work = FileWork(
             {slot: getattr(config, slot) for slot in ("chunker", "embedder", "generator")},

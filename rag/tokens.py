@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-__all__ = ["TokenizerCounter", "WordCounter", "load_tokenizer"]
+__all__ = ["TokenizerCounter", "WordCounter", "counter_name", "load_tokenizer"]
+
+
+def counter_name(counter: TokenCounter) -> str:
+    """Names a counter with its limit: both shape the chunks of a file, and so decide whether it is up to date."""
+    return f"{counter.name}/{counter.limit}"
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -18,6 +18,7 @@ from rag.store.repair import RepairReport, repair
 from rag.store.schema import FILE_NAME
 from rag.store.store import Store
 from rag.store.swap import need_room, swap
+from rag.tokens import counter_name
 
 if TYPE_CHECKING:
     from rag.pipeline import Pipeline
@@ -96,7 +97,7 @@ class _Rebuild:
         self._embedder = pipeline.embedder if pipeline.retriever.uses_vectors else None
         self._fingerprint = _name_of_vectors(self._embedder, live.manifest().get("fingerprint"))
         counter = pipeline.embedder.counter
-        self._cutting = cutting(pipeline.chunker, f"{counter.name}/{counter.limit}", self._fingerprint)
+        self._cutting = cutting(pipeline.chunker, counter_name(counter), self._fingerprint)
         self._embedded = self._reused = 0
         self._failures: list[str] = []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 
 from hypothesis import strategies as st
 
+from eval.chunks._texts import FAMILY, junk
+from eval.chunks._texts import mixed as nasty_mixed
+from eval.chunks._texts import prose as plain
 from rag.types import Block, BlockKind, Document, Span
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
     "words_without_punctuation",
 ]
 
-FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
-
 CLUSTERS: dict[str, list[str]] = {
     "families": [FAMILY] * 60,
     "flags": ["\U0001f1e9\U0001f1ea", "\U0001f1eb\U0001f1f7", "\U0001f1ef\U0001f1f5"] * 40,
@@ -43,21 +42,6 @@ CLUSTERS: dict[str, list[str]] = {
 
 BLANK = ["", " ", "\n", "\r\n\r\n", "\t \u3000 \n", " " * 5000]
 
-SENTENCES = (
-    "The mill stands where the two streams meet.",
-    "Dr. Weiss measured 3.14 metres on 12 May, i.e. less than in spring.",
-    "Nobody had asked why the gate was left open!",
-    "Is the second valve older than the first one?",
-    "Payments above 5,000 EUR are approved by the board.",
-    'She said: "The ledger is closed." Then she left.',
-)
-
-
-def plain(sentences: int) -> str:
-    """Prose: numbered sentences, a paragraph of six at a time."""
-    lines = [f"{number}. {SENTENCES[number % 6]}" for number in range(sentences)]
-    return "\n\n".join(" ".join(lines[at : at + 6]) for at in range(0, sentences, 6))
-
 
 def words_without_punctuation(words: int) -> str:
     """One line of words, nothing else."""
@@ -68,24 +52,6 @@ def huge_line(chars: int) -> str:
     """One line of prose with that many characters."""
     line = plain(6).replace("\n", " ") + " "
     return (line * (chars // len(line) + 1))[:chars]
-
-
-def junk(chars: int) -> str:
-    """Base64 without a space, as mails and notebooks hold it."""
-    blocks = (hashlib.blake2b(str(number).encode()).digest() for number in range(chars // 60 + 1))
-    return base64.b64encode(b"".join(blocks)).decode()[:chars]
-
-
-def nasty_mixed() -> str:
-    """About 1,400 wordpieces of everything at once."""
-    table = "| id | name | amount |\r\n|---|---|---|\r\n" + "".join(
-        f"| {row} | item  {row % 7} | {row * 13}.50 |\r\n" for row in range(40)
-    )
-    code = "```python\ndef total(rows):\n    result = 0\n\n    for row in rows:\n        result += row\n```"
-    repeated = "The same line again.\n" * 12
-    japanese = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 3
-    odd = f"İstanbul  and {FAMILY} went on. \u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd. " + "x" * 1500
-    return f"# Report\r\n\r\n{plain(30)}\r\n\r\n{table}\r\n{code}\n\n{repeated}\n{japanese}\n\n{odd}\n\n{plain(24)}  "
 
 
 def document_of(*parts: tuple[BlockKind, int, str], source: str = "parts.md", gap: str = "\n\n") -> Document:

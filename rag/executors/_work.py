@@ -17,6 +17,7 @@ from rag.protocols import Chunker
 from rag.registry import Spec, build
 from rag.store.checks import check_entry
 from rag.store.records import Entry, FileRecord
+from rag.tokens import counter_name
 from rag.types import Chunk, Document
 
 __all__ = ["FileWork", "name_cuts"]
@@ -130,7 +131,7 @@ class FileWork(Work):
         }
         chunker: Chunker = build("chunker", self._slots["chunker"], services=services, path="chunker")
         counter = service("embedder").counter
-        cuts = name_cuts(chunker, f"{counter.name}/{counter.limit}")
+        cuts = name_cuts(chunker, counter_name(counter))
         if self._cuts not in ("", cuts):
             raise ConfigError(
                 f"chunker: this pipeline cuts with {self._cuts}, a worker process would build {cuts}. "
