@@ -8,9 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that tests import `tests.texts` wherever pytest starts
+
+# A run repeats the one before it: a change is judged by its own tests, not by the draw of the day. To look for new
+# counterexamples, run with CHUNKWISE_EXPLORE=1; no profile has a deadline, since no test here is about time.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("explore" if os.environ.get("CHUNKWISE_EXPLORE") else "repeatable")
 
 
 @pytest.fixture(scope="session")
