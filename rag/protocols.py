@@ -40,6 +40,7 @@ __all__ = [
     "SliceCounter",
     "TextModel",
     "TokenCounter",
+    "TokenLoss",
     "nested",
     "service",
 ]
@@ -50,6 +51,9 @@ Filter = Mapping[str, Any]
 
 Fields: `source`, `doc_id`, `title`, `section`, `meta.NAME`. Operators: eq, ne, lt, le, gt, ge, in, contains, exists.
 """
+
+TokenLoss = tuple[int, int, float]
+"""Half-open range of characters of a token, and its negative log likelihood in nats."""
 
 
 def service(default: Any = MISSING) -> Any:
@@ -333,6 +337,14 @@ class TextModel(Protocol):
     @abstractmethod
     def complete(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> str:
         """At most `max_tokens` tokens, greedy; the text ends before the first of `stop`. Loads the model if need be."""
+
+    def losses(self, text: str, *, after: str = "") -> list[TokenLoss] | None:
+        """How surprising each token of `text` is, given `after` and all of `text` before it; [] for "".
+
+        One (start, end, nats) per token, in order: a half-open range of characters of `text`, and -ln of the token's
+        probability. `after` and `text` are tokenised apart. None where the model does not tell, as most endpoints.
+        """
+        return None
 
 
 class Generator(Protocol):

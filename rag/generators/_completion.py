@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rag.protocols import TextModel
+from rag.protocols import TextModel, TokenLoss
 
 __all__ = ["Completion"]
 
 
 @dataclass(frozen=True)
 class Completion(TextModel):
-    """`write(prompt, max_tokens)` gives the text so far, each time it has grown; nothing is loaded before that."""
+    """`write(prompt, max_tokens)` gives the text so far, each time it has grown; nothing is loaded before that.
+
+    `weigh(text, after)` gives the losses of its tokens; None for a model that does not tell them.
+    """
 
     write: Callable[[str, int], Iterator[str]]
+    weigh: Callable[[str, str], list[TokenLoss]] | None = None
 
     def complete(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> str:
         text = ""
@@ -23,3 +27,6 @@ class Completion(TextModel):
             if ends:
                 return text[: min(ends)]
         return text
+
+    def losses(self, text: str, *, after: str = "") -> list[TokenLoss] | None:
+        return self.weigh(text, after) if self.weigh else None

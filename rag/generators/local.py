@@ -14,10 +14,11 @@ from rag.embedders._cpu import cpu_has_bf16
 from rag.errors import ConfigError, RagError
 from rag.generators._citations import verified
 from rag.generators._completion import Completion
+from rag.generators._losses import token_losses
 from rag.generators._models import load_model, model_folder
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
-from rag.protocols import Corpus, Generator, TextModel, TokenCounter
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss
 from rag.tokens import TokenizerCounter, load_tokenizer
 from rag.types import CompressedContext
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BODY = "<<chunkwise body>>"
+_WINDOW, _CARRY = 2048, 512
+"""Tokens that a loss may look back on: at most and, once past the start, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class LocalGenerator(Generator):
 
     @property
     def text_model(self) -> TextModel:
-        return Completion(self._complete)
+        return Completion(self._complete, self._losses)
 
     def generate(
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
@@ -117,6 +120,19 @@ class LocalGenerator(Generator):
         for token in self._tokens(ids, max_tokens, 0.0):
             new.append(token)
             yield str(tokenizer.decode(new, skip_special_tokens=True))
+
+    def _losses(self, text: str, after: str) -> list[TokenLoss]:
+        """Without `after` the first token is read after the model's token for the start or the end of a text."""
+        model, tokenizer = self._loaded
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        before = tokenizer.encode(after, add_special_tokens=False) or [first]
+        coded = self._counting.encode(text, add_special_tokens=False)
+        if not coded.ids:
+            return []
+        room = min(_WINDOW, getattr(model.config, "max_position_embeddings", None) or _WINDOW)
+        before = before[-(room - 1) :]
+        values = token_losses(model, [*before, *coded.ids], len(before), window=room, carry=min(_CARRY, room - 1))
+        return [(start, end, float(loss)) for (start, end), loss in zip(coded.offsets, values, strict=True)]
 
     def _write(self, ids: Sequence[int], on_text: Callable[[str], None] | None) -> tuple[str, int, float]:
         """(text, number of new tokens, clock at the first one); `on_text` gets every piece that is final."""
