@@ -12,8 +12,11 @@ from rag.errors import UsageError
 
 __all__ = ["eval_app"]
 
-eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks.")
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks, papers.")
 
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")
+]
 SpecOption = Annotated[
     list[str] | None,
     typer.Option("--chunker", help="Name, or YAML such as '{use: semantic, threshold: sd}'; repeatable."),
@@ -36,9 +39,7 @@ def root() -> None:
 
 @eval_app.command("chunks")
 def chunks(
-    data: Annotated[
-        Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")
-    ] = None,
+    data: DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for chunks.json and chunks.md.")] = None,
     chunker: SpecOption = None,
     baseline: Annotated[str, typer.Option(help="The chunker that the others are compared with.")] = "sentence",
@@ -88,6 +89,33 @@ def chunks(
     settings = Settings(data=data, embedder=_spec(embedder), **options, **given)
     err = console()
     report = dressed(run(settings, lambda line: None if quiet else err.print(line, markup=False)), settings)
+    write(report, out)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        typer.echo(markdown(report))
+
+
+@eval_app.command("papers")
+def papers(
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for papers.json and papers.md.")] = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Tables of IDC and Adaptive Chunking run again, beside the papers' numbers.
+
+    Example: rag eval papers --data DATA --out out --cache vectors
+    """
+    set_verbosity(verbose)
+    if data is None or out is None:
+        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
+    from eval.papers.report import markdown, run, write
+
+    err = console()
+    report = run(data, cache, lambda line: None if quiet else err.print(line, markup=False))
     write(report, out)
     if as_json:
         print_json(report)

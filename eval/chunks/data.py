@@ -17,6 +17,7 @@ from rag.types import Document
 
 __all__ = [
     "SETS",
+    "STRUCTURED",
     "Half",
     "LeakGuard",
     "Pool",
@@ -39,6 +40,9 @@ SETS: Mapping[str, tuple[str, str | None]] = {
 
 The answers of squad_long are single words, which lie inside of any chunk: the sentences around them are scored.
 """
+
+STRUCTURED = "clair_regulation"
+"""The set without questions, for the structure measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +173,12 @@ def _strings(value: Any) -> Iterable[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Structured:
-    """A document with published structure: `blocks` are its block borders, `pairs` (entity, pronoun) spans."""
+    """A document with published structure: borders of blocks, (entity, pronoun) spans, and where pages start."""
 
     document: Document
     blocks: tuple[int, ...]
     pairs: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    pages: tuple[int, ...] = ()
 
 
 def read_structured(folder: Path) -> list[Structured]:
@@ -187,6 +192,7 @@ def read_structured(folder: Path) -> list[Structured]:
             document=parsed(f"{folder.name}/{row['doc_id']}.md", row["text"], "markdown"),
             blocks=tuple(row["meta"]["split_points"]),
             pairs=tuple((tuple(one[0]), tuple(one[1])) for one in pairs.get(row["doc_id"], ()) if len(one) == 2),
+            pages=tuple(row["meta"]["page_starts"]),
         )
         for row in read_rows(folder / "corpus.jsonl")
     ]

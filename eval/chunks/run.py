@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.chunks.conformance import conformance
 from eval.chunks.contenders import Contender, Cut, Ours, Peer, find_peers, ours_of
-from eval.chunks.data import SETS, Half, LeakGuard, Pool, Structured, read_pool, read_structured
+from eval.chunks.data import SETS, STRUCTURED, Half, LeakGuard, Pool, Structured, read_pool, read_structured
 from eval.chunks.intrinsic import block_integrity, reference_completeness
 from eval.chunks.matching import match_size
 from eval.chunks.protocol import COMPARED, Scorer, costs
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 
 _Job = Callable[[], tuple[dict[str, Any], Cut]]
 
-__all__ = ["STRUCTURED", "Settings", "evaluate", "run"]
-
-STRUCTURED = "clair_regulation"
-"""The set without questions, for the structure measures."""
+__all__ = ["Settings", "evaluate", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
