@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 import chunkers
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
-from rag.protocols import Chunker, TokenCounter
+from rag.protocols import Chunker, Generator, TokenCounter
 from rag.registry import build, load
 from rag.text import safe_cut
 from rag.tokens import TokenizerCounter, WordCounter, load_tokenizer
 from rag.types import Chunk, Document
+from tests.fakes import FakeGenerator
 from tests.texts import BLANK, CLUSTERS, NASTY, cluster_cuts, documents, huge_line, markdown_document, plain
 
 PLUGINS = sorted(
@@ -78,13 +79,20 @@ def minilm() -> TokenizerCounter:
     return TokenizerCounter(load_tokenizer(path), name="minilm", limit=254, additive=True)
 
 
-def make(name: str, counter: TokenCounter, size: int | None = None) -> Chunker:
+def make(name: str, counter: TokenCounter, size: int | None = None, generator: Generator | None = None) -> Chunker:
     """The plugin with its defaults, or with `max_tokens=size` where it has that field."""
     sized = size is not None and "max_tokens" in {field.name for field in dataclasses.fields(load("chunker", name))}
     spec: dict[str, Any] = {"use": name, "max_tokens": size} if sized else {"use": name}
-    services = {"counter": counter, "embedder": HashingEmbedder()}
+    services: dict[str, Any] = {"counter": counter, "embedder": HashingEmbedder()}
+    if generator is not None:
+        services["generator"] = generator
     chunker: Chunker = build("chunker", spec, services=services)
     return chunker
+
+
+def equipped(name: str, counter: TokenCounter, size: int | None = None) -> Chunker:
+    """As `make`, with a made-up language model for the plugins that ask one."""
+    return make(name, counter, size, FakeGenerator())
 
 
 def check_laws(chunker: Chunker, document: Document, counter: TokenCounter) -> list[Chunk]:
@@ -117,25 +125,25 @@ class TestLaws:
     @pytest.mark.parametrize("text", NASTY)
     def test_hard_texts(self, name: str, size: int | None, text: str) -> None:
         counter = WordCounter(limit=254)
-        assert check_laws(make(name, counter, size), Document(text=NASTY[text], source=text), counter)
+        assert check_laws(equipped(name, counter, size), Document(text=NASTY[text], source=text), counter)
 
     def test_blocks(self, name: str, size: int | None) -> None:
         counter = WordCounter(limit=254)
-        assert check_laws(make(name, counter, size), markdown_document(), counter)
+        assert check_laws(equipped(name, counter, size), markdown_document(), counter)
 
     @pytest.mark.parametrize("text", CLUSTERS)
     def test_no_cut_parts_a_visible_character(self, name: str, size: int | None, text: str) -> None:
         document = Document(text=NASTY[text], source=text)
-        for chunk in make(name, WordCounter(limit=254), size).chunk(document):
+        for chunk in equipped(name, WordCounter(limit=254), size).chunk(document):
             assert {chunk.span.start, chunk.span.end} <= cluster_cuts(text)
 
     @pytest.mark.parametrize("text", ["mixed", "cjk", "families", "junk", "white"])
     def test_counter_that_is_not_additive(self, name: str, size: int | None, text: str, bpe: TokenizerCounter) -> None:
-        check_laws(make(name, bpe, size), Document(text=NASTY[text], source=text), bpe)
+        check_laws(equipped(name, bpe, size), Document(text=NASTY[text], source=text), bpe)
 
     def test_same_input_same_chunks(self, name: str, size: int | None) -> None:
         counter = WordCounter(limit=254)
-        assert make(name, counter, size).chunk(markdown_document()) == make(name, counter, size).chunk(
+        assert equipped(name, counter, size).chunk(markdown_document()) == equipped(name, counter, size).chunk(
             markdown_document()
         )
 
@@ -143,34 +151,34 @@ class TestLaws:
     @given(document=documents())
     def test_any_document(self, name: str, size: int | None, document: Document) -> None:
         counter = WordCounter(limit=254)
-        check_laws(make(name, counter, size), document, counter)
+        check_laws(equipped(name, counter, size), document, counter)
 
     @pytest.mark.models
     @pytest.mark.parametrize("text", NASTY)
     def test_real_tokenizer(self, name: str, size: int | None, text: str, minilm: TokenizerCounter) -> None:
-        check_laws(make(name, minilm, size), Document(text=NASTY[text], source=text), minilm)
+        check_laws(equipped(name, minilm, size), Document(text=NASTY[text], source=text), minilm)
 
 
 @pytest.mark.parametrize("name", PLUGINS)
 class TestEdges:
     @pytest.mark.parametrize("text", BLANK)
     def test_blank_text(self, name: str, text: str) -> None:
-        chunks = make(name, WordCounter(limit=254)).chunk(Document(text=text, source="blank"))
+        chunks = equipped(name, WordCounter(limit=254)).chunk(Document(text=text, source="blank"))
         assert "".join(chunk.text for chunk in chunks) in ("", text)
         assert text or not chunks
 
     def test_one_character(self, name: str) -> None:
-        chunks = make(name, WordCounter(limit=254)).chunk(Document(text="a", source="short"))
+        chunks = equipped(name, WordCounter(limit=254)).chunk(Document(text="a", source="short"))
         assert [chunk.text for chunk in chunks] == ["a"]
 
     def test_limit_above_the_counter_is_refused(self, name: str) -> None:
         if "max_tokens" not in {field.name for field in dataclasses.fields(load("chunker", name))}:
             pytest.skip("has no max_tokens")
         with pytest.raises(ConfigError, match=r"300.*254"):
-            make(name, WordCounter(limit=254), 300)
+            equipped(name, WordCounter(limit=254), 300)
 
     def test_chunks_carry_the_plugin_name(self, name: str) -> None:
-        chunks = make(name, WordCounter(limit=254)).chunk(Document(text=plain(12), source="plain"))
+        chunks = equipped(name, WordCounter(limit=254)).chunk(Document(text=plain(12), source="plain"))
         assert {chunk.chunker for chunk in chunks} == {name}
 
 
@@ -180,23 +188,23 @@ class TestCost:
 
     def test_text_with_spaces(self, name: str) -> None:
         counter, text = Recorder(WordCounter(limit=254)), plain(1200)
-        make(name, counter).chunk(Document(text=text, source="plain"))
+        equipped(name, counter).chunk(Document(text=text, source="plain"))
         assert counter.chars <= COST_OF_OTHERS.get(name, COST_SPACED) * len(text)
 
     def test_blocks(self, name: str) -> None:
         counter, document = Recorder(WordCounter(limit=254)), markdown_document()
-        make(name, counter, 64).chunk(document)
+        equipped(name, counter, 64).chunk(document)
         assert counter.chars <= COST_OF_OTHERS.get(name, COST_BLOCKS) * len(document.text)
 
     @pytest.mark.parametrize("text", ["cjk", "cjk-no-stop", "junk", "thai"])
     def test_text_without_spaces(self, name: str, text: str) -> None:
         counter = Recorder(WordCounter(limit=254))
-        make(name, counter, 64).chunk(Document(text=NASTY[text], source=text))
+        equipped(name, counter, 64).chunk(Document(text=NASTY[text], source=text))
         assert counter.chars <= COST_OF_OTHERS.get(name, COST_UNSPACED) * len(NASTY[text])
 
     def test_counter_that_is_not_additive(self, name: str, bpe: TokenizerCounter) -> None:
         counter, text = Recorder(bpe), plain(300)
-        make(name, counter).chunk(Document(text=text, source="plain"))
+        equipped(name, counter).chunk(Document(text=text, source="plain"))
         assert counter.chars <= COST_OF_OTHERS.get(name, COST_UNSPACED) * len(text)
 
 
@@ -213,4 +221,4 @@ LARGE = {
 @pytest.mark.parametrize("name", PLUGINS)
 def test_large_texts(name: str, text: str) -> None:
     counter = WordCounter(limit=254)
-    assert len(check_laws(make(name, counter), Document(text=LARGE[text], source=text), counter)) > 30
+    assert len(check_laws(equipped(name, counter), Document(text=LARGE[text], source=text), counter)) > 30

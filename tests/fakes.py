@@ -1,0 +1,85 @@
+"""A language model without weights: made-up but repeatable likelihoods and answers, and a list of what it was asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+from rag.answer import Generation
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss
+from rag.tokens import WordCounter
+from rag.types import CompressedContext
+
+__all__ = ["FakeGenerator", "FakeModel"]
+
+_TOKEN = re.compile(r" ?[A-Za-z]{1,8}| ?[0-9]|\s|.", re.DOTALL)
+"""Like a byte-level BPE: the space before a word belongs to its token."""
+
+_JUNK = """\
+1. The first part: what it is about
+2. Who keeps the ledger, and why?
+- 3-5: another part
+The handbook holds the rules, and they say nothing else.
+["one", "two"] <answer>4, 9, 250</answer> Yes.
+"""
+
+
+@dataclass(frozen=True)
+class FakeModel(TextModel):
+    """`nats(token, before)` is the loss of a token after at most 12 characters; None: the model does not tell.
+
+    A character that is not ASCII is as many tokens as it has bytes, all with the range of the character. `scored` and
+    `prompts` note what was asked.
+    """
+
+    nats: Callable[[str, str], float] | None
+    answer: str = _JUNK
+    scored: list[tuple[str, str]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+    def complete(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> str:
+        """The fixed answer and a few words of the prompt, `max_tokens` words at most."""
+        self.prompts.append(prompt)
+        words = re.findall(r"\S+\s*", prompt)
+        at = crc32(prompt.encode()) % max(1, len(words))
+        text = "".join(re.findall(r"\s*\S+\s*", self.answer + "".join(words[at : at + 12]))[:max_tokens])
+        ends = [found for found in (text.find(end) for end in stop) if found >= 0]
+        return text[: min(ends, default=len(text))]
+
+    def losses(self, text: str, *, after: str = "") -> list[TokenLoss] | None:
+        self.scored.append((text, after))
+        if self.nats is None:
+            return None
+        whole, shift, made = after[-12:] + text, len(after[-12:]), []
+        for found in _TOKEN.finditer(text):
+            start, end = found.span()
+            loss = self.nats(found[0], whole[max(0, start + shift - 12) : start + shift])
+            made.extend([(start, end, loss)] * (1 if found[0].isascii() else len(found[0].encode())))
+        return made
+
+
+def hashed(token: str, before: str) -> float:
+    """A number between 0 and 8 that depends on the token and on what stands before it."""
+    return crc32(f"{token}|{before}".encode()) / 2**32 * 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeGenerator(Generator):
+    """A generator of which only the model is wanted; its `repr` is the same in every run."""
+
+    name: str = "hashed"
+    model: FakeModel = field(default_factory=lambda: FakeModel(hashed), repr=False, compare=False)
+
+    @property
+    def text_model(self) -> TextModel | None:
+        return self.model
+
+    @property
+    def counter(self) -> TokenCounter:
+        return WordCounter()
+
+    def generate(self, context: CompressedContext, corpus: Corpus, on_text: Any = None) -> Generation:
+        raise AssertionError("no answer was asked for")
