@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rag.embedders._chunks import check_reads, embed_chunks
 from rag.files import FileListing, FoundFile
 from rag.jobs import Job, Outcome
 from rag.limits import Limits
@@ -87,8 +88,10 @@ class Ingestion:
         """Ingest the listing; every batch is durable when the next one starts.
 
         Indexed files below the folders `delete_below` that exist no longer are removed, last of all, so that what
-        has moved finds its vectors.
+        has moved finds its vectors. ConfigError when the embedder cannot embed what the chunker cuts.
         """
+        if self.embedder is not None:
+            check_reads(self.chunker, self.embedder)
         self._started = time.perf_counter()
         self._planner = Planner(
             store=self.store,
@@ -257,7 +260,8 @@ class Ingestion:
 
     def _commit(self, batch: _Batch) -> int:
         """Embed what is new and make the batch durable; the number of texts embedded."""
-        vectors = self._embed([chunk for entry in batch.entries for chunk in entry.chunks])
+        texts = {entry.document.id: entry.document.text for entry in batch.entries}
+        vectors = self._embed([chunk for entry in batch.entries for chunk in entry.chunks], texts.__getitem__)
         if self.fingerprint is not None:
             batch.entries = [_with_vectors(entry, vectors, self.fingerprint) for entry in batch.entries]
         if batch.entries or batch.touched or batch.broken:
@@ -267,17 +271,13 @@ class Ingestion:
             self.twins.commit()
         return len(vectors)
 
-    def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vectors]:
+    def _embed(self, chunks: Sequence[Chunk], text_of: Callable[[str], str]) -> dict[str, Vectors]:
         """Key -> vector of every content that the store does not hold yet."""
         if self.embedder is None or self.fingerprint is None:
             return {}
-        texts = {chunk.key: chunk.embed_text for chunk in chunks}
-        known = self.store.known_vectors(self.fingerprint, list(texts))
-        fresh = [key for key in texts if key not in known]
-        if not fresh:
-            return {}
-        matrix = self.embedder.embed([texts[key] for key in fresh])
-        return {key: matrix[row] for row, key in enumerate(fresh)}
+        contents = {chunk.key: chunk for chunk in chunks}
+        known = self.store.known_vectors(self.fingerprint, list(contents))
+        return embed_chunks(self.embedder, [contents[key] for key in contents if key not in known], text_of)
 
 
 def _with_vectors(entry: Entry, vectors: dict[str, Vectors], fingerprint: str) -> Entry:

@@ -14,6 +14,8 @@ from dataclasses import MISSING, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from rag.errors import ConfigError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -119,6 +121,8 @@ class Chunker(Protocol):
     """Document -> chunks, sorted by start. With overlap off they tile the text: joined, they are the text."""
 
     needs_question: ClassVar[bool] = False
+    reads_around: ClassVar[bool] = False
+    """True when chunks carry a `surround`: only an embedder that `reads_within` can embed them."""
 
     @property
     def shaped_by(self) -> str:
@@ -209,6 +213,22 @@ class Embedder(Protocol):
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Vectors:
         """(len(texts), dimension) float32, rows of unit length. A text over `counter.limit` tokens is an InputError."""
+
+    @property
+    def reads_within(self) -> bool:
+        """True when `embed_within` works: the model's vectors of single tokens can be had."""
+        return False
+
+    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
+        """(len(pieces), dimension) float32, rows of unit length: of text[start:end], read with the text around it.
+
+        A piece is (text, start, end); a text may be of any length. A text that is one whole piece, and that the model
+        reads at once, has the vector that `embed` gives it. ConfigError where the model gives no vectors of tokens.
+        """
+        raise ConfigError(
+            f"embedder {self.fingerprint!r} gives no vectors of single tokens, which late chunking needs: "
+            "set embedder: minilm, or a chunker other than late"
+        )
 
     @abstractmethod
     def embed_question(self, text: str) -> Vectors:

@@ -7,6 +7,7 @@ points of `Document.text`, spans are half-open. This module needs the standard l
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ __all__ = [
     "Span",
     "content_key",
     "parse_chunk_id",
+    "surround_of",
 ]
 
 BlockKind = Literal["heading", "paragraph", "table", "row", "code", "list"]
@@ -45,9 +47,28 @@ def _digest(*parts: str, size: int) -> str:
     return state.hexdigest()
 
 
-def content_key(header: str, text: str) -> str:
-    """32 hex digits naming a content: vectors and KV blocks are stored under it."""
-    return _digest(header, text, size=16)
+def content_key(header: str, text: str, surround: str = "") -> str:
+    """32 hex digits naming a content: vectors and KV blocks are stored under it.
+
+    A vector that was read with the text around it is another content than one of the text alone, in the same space of
+    the same model: both may stand in one index under one fingerprint.
+    """
+    return _digest(header, text, surround, size=16) if surround else _digest(header, text, size=16)
+
+
+_SURROUND = re.compile(r"(\d{1,9})-(\d{1,9})-(\d{1,2}|100)-[0-9a-f]{16}", re.ASCII)
+
+
+def surround_of(text: str, span: Span, stretch: Span, percent: int = 100) -> str:
+    """Names what `stretch` holds around `span`: `before-after-percent-digest`; "" when it holds nothing.
+
+    `before` and `after` count characters. `percent`, 1 to 100, is the weight of the vector that is read with them; the
+    rest is that of the text alone.
+    """
+    before, after = text[stretch.start : span.start], text[span.end : stretch.end]
+    if not (stretch.contains(span) and stretch.end <= len(text)):
+        raise ValueError(f"{stretch} does not hold {span} inside of a text with {len(text)} characters")
+    return f"{len(before)}-{len(after)}-{percent}-{_digest(before, after, size=8)}" if before or after else ""
 
 
 def parse_chunk_id(chunk_id: str) -> tuple[str, Span]:
@@ -159,6 +180,7 @@ class Chunk:
 
     Plugins build chunks through `Chunk.cut` only. `header` is context for the encoder (a heading path, a
     table's header row) and is never part of `text`. `parent` is the larger span that a small child stands for.
+    `surround` names the text around the chunk that its vector is read with (late chunking); "" for none.
     """
 
     doc_id: str
@@ -169,6 +191,7 @@ class Chunk:
     header: str = ""
     chunker: str = ""
     parent: Span | None = None
+    surround: str = ""
 
     @classmethod
     def cut(
@@ -181,8 +204,12 @@ class Chunk:
         chunker: str,
         header: str = "",
         parent: Span | None = None,
+        stretch: Span | None = None,
     ) -> Chunk:
-        """The chunk at [start, end) of `document`; ValueError when that is outside of the text or empty."""
+        """The chunk at [start, end) of `document`; ValueError when that is outside of the text or empty.
+
+        `stretch`: what its vector is read with, the chunk and text around it; None for the chunk alone.
+        """
         if not 0 <= start < end <= len(document.text):
             raise ValueError(f"[{start}, {end}) is no part of {document.source!r} with {len(document.text)} characters")
         return cls(
@@ -194,6 +221,7 @@ class Chunk:
             header=header,
             chunker=chunker,
             parent=parent,
+            surround="" if stretch is None else surround_of(document.text, Span(start, end), stretch),
         )
 
     @property
@@ -203,8 +231,42 @@ class Chunk:
 
     @property
     def key(self) -> str:
-        """Hash of header and text: the same content has the same key wherever it stands."""
-        return content_key(self.header, self.text)
+        """Hash of header, text and surround: the same content has the same key wherever it stands."""
+        return content_key(self.header, self.text, self.surround)
+
+    @property
+    def stretch(self) -> Span:
+        """The part of the document that the vector is read with; the chunk's own span when it has no surround."""
+        before, after, _ = self._surround
+        return Span(self.span.start - before, self.span.end + after)
+
+    @property
+    def late_percent(self) -> int:
+        """How much of the vector is read with the text around; 0 when the chunk has no surround."""
+        return self._surround[2]
+
+    @property
+    def _surround(self) -> tuple[int, int, int]:
+        """(characters before, after, percent); ValueError when `surround` says nothing of the kind."""
+        if not self.surround:
+            return 0, 0, 0
+        found = _SURROUND.fullmatch(self.surround)
+        before, after, percent = map(int, found.groups()) if found else (0, 0, 0)
+        if not before + after or not percent or before > self.span.start:
+            raise ValueError(f"chunk {self.id}: {self.surround!r} names no text around it")
+        return before, after, percent
+
+    def within(self, text: str) -> tuple[str, int, int]:
+        """What the encoder reads of a chunk with a surround, and where the chunk is in it; `text` is its document's.
+
+        ValueError when that text is not the one around the chunk.
+        """
+        stretch = self.stretch
+        if stretch.end > len(text) or surround_of(text, self.span, stretch, self.late_percent) != self.surround:
+            raise ValueError(f"chunk {self.id}: the text around it is not the one that its vector is read with")
+        lead = f"{self.header}\n" if self.header else ""
+        start = len(lead) + self.span.start - stretch.start
+        return lead + text[stretch.start : stretch.end], start, start + len(self.span)
 
     @property
     def embed_text(self) -> str:

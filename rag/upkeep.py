@@ -7,9 +7,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.embedders._chunks import check_reads, embed_chunks
 from rag.errors import ConfigError, IndexDamagedError, InputError, MissingError, RagError, UsageError
 from rag.ingest import cutting
 from rag.store.failpoints import hit
@@ -95,6 +97,8 @@ class _Rebuild:
         self._pipeline = pipeline
         self._tell = on_progress or (lambda progress: None)
         self._embedder = pipeline.embedder if pipeline.retriever.uses_vectors else None
+        if self._embedder is not None:
+            check_reads(pipeline.chunker, self._embedder)
         self._fingerprint = _name_of_vectors(self._embedder, live.manifest().get("fingerprint"))
         counter = pipeline.embedder.counter
         self._cutting = cutting(pipeline.chunker, counter_name(counter), self._fingerprint)
@@ -195,7 +199,8 @@ class _Rebuild:
 
     def _commit(self, fresh: Store, batch: Sequence[Document]) -> None:
         cut = {document.id: made for document in batch if (made := self._cut(document)) is not None}
-        vectors = self._vectors(fresh, [chunk for chunks, _ in cut.values() for chunk in chunks])
+        texts = {document.id: document.text for document in batch}
+        vectors = self._vectors(fresh, [chunk for chunks, _ in cut.values() for chunk in chunks], texts.__getitem__)
         entries = []
         for document in batch:
             chunks, decision = cut.get(document.id, ((), None))
@@ -227,21 +232,18 @@ class _Rebuild:
             self._failures.append(f"{document.source}: the chunker failed: {type(error).__name__}: {error}")
         return None
 
-    def _vectors(self, fresh: Store, chunks: Sequence[Chunk]) -> dict[str, Vectors]:
+    def _vectors(self, fresh: Store, chunks: Sequence[Chunk], text_of: Callable[[str], str]) -> dict[str, Vectors]:
         """Key -> vector of what the second store does not hold yet: out of the live index, or made."""
         if self._embedder is None or self._fingerprint is None:
             return {}
-        texts = {chunk.key: chunk.embed_text for chunk in chunks}
-        there = fresh.known_vectors(self._fingerprint, list(texts))
-        wanted = [key for key in texts if key not in there]
+        contents = {chunk.key: chunk for chunk in chunks}
+        there = fresh.known_vectors(self._fingerprint, list(contents))
+        wanted = [key for key in contents if key not in there]
         vectors: dict[str, Vectors] = dict(self._live.known_vectors(self._fingerprint, wanted))
         self._reused += len(vectors)
-        missing = [key for key in wanted if key not in vectors]
-        if missing:
-            matrix = self._embedder.embed([texts[key] for key in missing])
-            vectors.update((key, matrix[row]) for row, key in enumerate(missing))
-            self._embedded += len(missing)
-        return vectors
+        made = embed_chunks(self._embedder, [contents[key] for key in wanted if key not in vectors], text_of)
+        self._embedded += len(made)
+        return vectors | made
 
     def _renewed(self, record: FileRecord) -> FileRecord:
         """With the recipe of this pipeline. How the file was read stays as noted, so that a newer parser is seen."""
@@ -306,10 +308,9 @@ def _cut_again(store: Store, pipeline: Pipeline, doc_id: str, fingerprint: str |
     document = store.document(doc_id)
     try:
         chunks, decision = pipeline.chunker.decide(document)
-        texts = {chunk.key: chunk.embed_text for chunk in chunks} if fingerprint else {}
-        known = store.known_vectors(fingerprint, list(texts)) if fingerprint else {}
-        missing = [key for key in texts if key not in known]
-        vectors = dict(zip(missing, pipeline.embedder.embed([texts[key] for key in missing]), strict=True))
+        known = store.known_vectors(fingerprint, [chunk.key for chunk in chunks]) if fingerprint else {}
+        missing = [chunk for chunk in chunks if fingerprint and chunk.key not in known]
+        vectors = embed_chunks(pipeline.embedder, missing, lambda _: document.text)
         entries = [
             Entry(
                 file=replace(record, error=None),
@@ -334,11 +335,15 @@ def _cut_again(store: Store, pipeline: Pipeline, doc_id: str, fingerprint: str |
 def _embed_missing(store: Store, pipeline: Pipeline, fingerprint: str) -> int:
     count = 0
     while chunks := store.chunks_without_vector(fingerprint, _EMBED_AT_ONCE):
-        texts = {chunk.key: chunk.embed_text for chunk in chunks}
-        matrix = pipeline.embedder.embed(list(texts.values()))
-        store.add_vectors(fingerprint, {key: matrix[row] for row, key in enumerate(texts)})
-        count += len(texts)
+        vectors = embed_chunks(pipeline.embedder, chunks, _texts(store.document))
+        store.add_vectors(fingerprint, vectors)
+        count += len(vectors)
     return count
+
+
+def _texts(document: Callable[[str], Document]) -> Callable[[str], str]:
+    """doc_id -> text, each document read once, and only when it is asked for."""
+    return cache(lambda doc_id: document(doc_id).text)
 
 
 def compare_vectors(store: Store, embedder: Embedder, sample: int) -> tuple[int, list[str]]:
@@ -346,6 +351,8 @@ def compare_vectors(store: Store, embedder: Embedder, sample: int) -> tuple[int,
 
     Which ones is drawn from the generation of the index, so that the same call looks at the same chunks.
     """
+    import numpy as np
+
     with store.corpus() as corpus:
         rows = corpus.rows().tolist()
         picked = sorted(random.Random(corpus.generation).sample(rows, min(sample, len(rows))))  # noqa: S311
@@ -353,7 +360,8 @@ def compare_vectors(store: Store, embedder: Embedder, sample: int) -> tuple[int,
             return 0, []
         chunks = corpus.chunks(picked)
         _, stored = corpus.vectors(picked)
-        fresh = embedder.embed([chunk.embed_text for chunk in chunks])
+        vectors = embed_chunks(embedder, chunks, _texts(corpus.document))
+        fresh = np.stack([vectors[chunk.key] for chunk in chunks])
     cosines = (stored * fresh).sum(axis=1)
     return len(picked), [
         f"chunk {chunk.id}: its vector is not what {embedder.fingerprint!r} makes of its text (cosine {cosine:.4f})"

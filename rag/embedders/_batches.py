@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
+from rag.errors import MissingError
+
 if TYPE_CHECKING:
     from rag.protocols import Vectors
 
-__all__ = ["Run", "Runtime", "encode_all", "runs"]
+__all__ = ["Ids", "Run", "Runtime", "encode_all", "filled", "runs"]
 
 Ids = tuple[int, ...]
 Run = tuple[int, int, int]
@@ -31,6 +33,13 @@ class Runtime(Protocol):
     def encode(self, batch: Sequence[Ids]) -> Vectors:
         """(len(batch), dimension) float32, not scaled. `batch` is sorted by length."""
 
+    def states(self, batch: Sequence[Ids]) -> Vectors:
+        """(tokens of the batch, dimension) float32: the last hidden state of every token, text after text.
+
+        MissingError where the runtime does not give them.
+        """
+        raise MissingError("embedder minilm: this runtime gives no vectors of single tokens; set runtime: auto")
+
 
 def encode_all(runtime: Runtime, ids: Sequence[Ids], batch_tokens: int) -> Vectors:
     """(len(ids), dimension) rows of unit length, in the order of `ids`.
@@ -44,12 +53,12 @@ def encode_all(runtime: Runtime, ids: Sequence[Ids], batch_tokens: int) -> Vecto
 
     order = sorted(set(ids), key=lambda one: (len(one), one))
     place = {one: row for row, one in enumerate(order)}
-    parts = [runtime.encode(batch) for batch in _filled(order, min(batch_tokens, runtime.most_tokens))]
+    parts = [runtime.encode(batch) for batch in filled(order, min(batch_tokens, runtime.most_tokens))]
     matrix = np.concatenate(parts) if parts else np.zeros((0, runtime.dimension), dtype=np.float32)
     return as_unit(matrix[[place[one] for one in ids]])
 
 
-def _filled(order: Sequence[Ids], batch_tokens: int) -> list[list[Ids]]:
+def filled(order: Sequence[Ids], batch_tokens: int) -> list[list[Ids]]:
     """Consecutive texts with at most `batch_tokens` tokens together; a longer text is a batch of its own."""
     batches: list[list[Ids]] = []
     size = batch_tokens + 1

@@ -42,12 +42,16 @@ class NumpyBert(Runtime):
         }
 
     def encode(self, batch: Sequence[Ids]) -> Vectors:
+        state = self.states(batch)
+        parts = [state[at : at + n * length].reshape(n, length, -1).mean(axis=1) for at, n, length in runs(batch)]
+        return np.concatenate(parts)
+
+    def states(self, batch: Sequence[Ids]) -> Vectors:
         stretches = runs(batch)
         state = self._embed(batch)
         for layer in range(self._layers):
             state = self._layer(f"encoder.layer.{layer}.", state, stretches)
-        parts = [state[at : at + n * length].reshape(n, length, -1).mean(axis=1) for at, n, length in stretches]
-        return np.concatenate(parts)
+        return state
 
     def _embed(self, batch: Sequence[Ids]) -> Array:
         weights = self._weights

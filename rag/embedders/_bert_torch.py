@@ -45,14 +45,23 @@ class TorchBert(Runtime):
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Ids]) -> Vectors:
+        state = self._states(batch)
+        parts = [state[at : at + n * length].view(n, length, -1).mean(dim=1) for at, n, length in runs(batch)]
+        vectors: Vectors = torch.cat(parts).numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def states(self, batch: Sequence[Ids]) -> Vectors:
+        vectors: Vectors = self._states(batch).numpy()
+        return vectors
+
+    def _states(self, batch: Sequence[Ids]) -> Tensor:
+        """(tokens of the batch, width) in float32."""
         stretches = runs(batch)
         state = self._embed(batch)
         for layer in range(self._layers):
             state = self._layer(layer, state, stretches)
-        state = state.float()
-        parts = [state[at : at + n * length].view(n, length, -1).mean(dim=1) for at, n, length in stretches]
-        vectors: Vectors = torch.cat(parts).numpy()
-        return vectors
+        return state.float()
 
     def _embed(self, batch: Sequence[Ids]) -> Tensor:
         weights = self._weights

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from rag.embedders._batches import Ids, Runtime, encode_all
 from rag.embedders._cpu import cpu_has_bf16
 from rag.embedders._files import EncoderFiles, find_folder, read_files
+from rag.embedders._within import encode_within, frame_of
 from rag.errors import ConfigError, InputError, missing_extra
 from rag.protocols import Embedder, TokenCounter
 from rag.tokens import TokenizerCounter, load_tokenizer
@@ -86,6 +87,17 @@ class MinilmEmbedder(Embedder):
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self._encode([self._files.text_prompt + text for text in texts], self.overlong, self._runtime)
+
+    @property
+    def reads_within(self) -> bool:
+        """Only this package's own forward pass gives vectors of single tokens."""
+        return self._is_light
+
+    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
+        if not self.reads_within:
+            return super().embed_within(pieces)  # raises
+        frame = frame_of(self._tokenizer, self._files.text_prompt, self._files.max_tokens)
+        return encode_within(self._runtime, self._tokenizer, frame, pieces, self.batch_tokens)
 
     def embed_question(self, text: str) -> Vectors:
         asked = self.light

@@ -56,12 +56,12 @@ def to_outcome(header: dict[str, Any], body: bytes) -> Outcome:
 def _chunk_row(chunk: Chunk) -> list[Any]:
     parent = None if chunk.parent is None else [chunk.parent.start, chunk.parent.end]
     span = [chunk.span.start, chunk.span.end]
-    return [*span, chunk.token_count, chunk.section, chunk.header, chunk.chunker, parent]
+    return [*span, chunk.token_count, chunk.section, chunk.header, chunk.chunker, parent, chunk.surround]
 
 
 def _chunk(document: Document, row: list[Any]) -> Chunk:
     """The text is cut here, from the document that arrived, so it is a slice of it whatever was sent."""
-    start, end, token_count, section, header, chunker, parent = row
+    start, end, token_count, section, header, chunker, parent, surround = row
     return Chunk(
         doc_id=document.id,
         span=Span(start, end),
@@ -71,4 +71,5 @@ def _chunk(document: Document, row: list[Any]) -> Chunk:
         header=header,
         chunker=chunker,
         parent=None if parent is None else Span(*parent),
+        surround=surround,
     )

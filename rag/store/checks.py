@@ -86,8 +86,16 @@ def _check_chunks(document: Document, chunks: tuple[Chunk, ...]) -> None:
         if (start, end) in seen:
             raise InputError(f"{document.source}: the chunker {chunk.chunker!r} made chunk {chunk.id} twice")
         seen.add((start, end))
+        _check_surround(document, chunk)
         for what, text in (("header", chunk.header), ("chunker", chunk.chunker)):
             _check_text(what, text, document.source)
+
+
+def _check_surround(document: Document, chunk: Chunk) -> None:
+    try:
+        chunk.within(document.text)
+    except ValueError as error:
+        raise InputError(f"{document.source}: {error}. Chunks must come from Chunk.cut.") from None
 
 
 def _check_vectors(source: str, entry: Entry) -> None:

@@ -147,5 +147,10 @@ def _to_2(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE documents SET crc = ?, chunks_crc = ? WHERE id = ?", (head, crc, row))
 
 
-_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2}
+def _to_3(connection: sqlite3.Connection) -> None:
+    """Names of the text around a chunk. Checksums of chunk rows leave an empty one out, so they hold as they are."""
+    connection.execute("ALTER TABLE chunks ADD COLUMN surround TEXT NOT NULL DEFAULT ''")
+
+
+_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _to_2, 2: _to_3}
 """Format -> the step that leads from it to the next."""

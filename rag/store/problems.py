@@ -19,7 +19,7 @@ __all__ = ["DocumentProblems", "count_unembedded", "document_problems", "lexical
 
 _HEAD = "SELECT doc_id, source, title, chars, decision, meta, blocks, pages FROM documents WHERE id = ?"
 _CHUNKS = (
-    "SELECT start, stop, parent_start, parent_stop, token_count, key, header, section, chunker "
+    "SELECT start, stop, parent_start, parent_stop, token_count, key, header, section, chunker, surround "
     "FROM chunks WHERE document = ? ORDER BY start, stop"
 )
 
@@ -63,12 +63,12 @@ def _chunks(db: Database, row: int, document: Document, doc_id: str, crc: int, f
         found.chunks.append(f"document {doc_id}: its chunks cannot be read: {error}")
         return
     found.count = len(rows)
-    for start, stop, _, _, _, key, header, _, _ in rows:
+    for start, stop, _, _, _, key, header, _, _, surround in rows:
         name = f"chunk {doc_id}:{start}-{stop}"
         try:
             if not 0 <= start < stop <= len(document.text):
                 found.chunks.append(f"{name} lies outside of its document with {len(document.text)} characters")
-            elif content_key(header, document.text[start:stop]) != key.hex():
+            elif content_key(header, document.text[start:stop], surround) != key.hex():
                 found.chunks.append(f"{name}: the document's text at its span is not the text that was chunked")
         except (TypeError, AttributeError) as error:
             found.chunks.append(f"{name} cannot be read: {error}")

@@ -25,7 +25,7 @@ __all__ = [
 
 CHUNK_COLUMNS = (
     "c.id, c.document, d.doc_id, c.start, c.stop, c.parent_start, c.parent_stop, "
-    "c.token_count, c.section, c.header, c.chunker, c.key"
+    "c.token_count, c.section, c.header, c.chunker, c.surround, c.key"
 )
 _CURE = "Run `rag verify` for the details and `rag repair` to mend the index."
 CHUNK_TABLES = "chunks c JOIN documents d ON d.id = c.document"
@@ -134,7 +134,8 @@ def slice_chunks(db: Database, texts: TextReader, document: int) -> list[Chunk]:
 
 def _chunk(db: Database, row: Row, texts: TextReader) -> Chunk:
     """The chunk, its words compared with the key it was stored under: spoiled text is never served as a citation."""
-    _, document, doc_id, start, stop, parent_start, parent_stop, token_count, section, header, chunker, key = row
+    _, document, doc_id, start, stop, parent_start, parent_stop, token_count, section, header, *rest = row
+    chunker, surround, key = rest
     with understood(db.path):
         chunk = Chunk(
             doc_id=doc_id,
@@ -145,6 +146,7 @@ def _chunk(db: Database, row: Row, texts: TextReader) -> Chunk:
             header=header,
             chunker=chunker,
             parent=None if parent_start is None else Span(parent_start, parent_stop),
+            surround=surround,
         )
         spoiled = chunk.key != key.hex()
     if spoiled:

@@ -27,7 +27,8 @@ _TABLES = {
     "document_texts": "document, part, text",
     "signatures": "document, signature, crc",
     "files": "origin, source, content_hash, size_bytes, mtime_ns, recipe, document, error",
-    "chunks": "id, document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker",
+    "chunks": "id, document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker, "
+    "surround",
     "vectors": "id, fingerprint, key, vector, crc",
 }
 """Table -> its columns. The metadata that filters read, the full-text index and the list of derived files are not
@@ -73,7 +74,9 @@ def _copy_all(connection: sqlite3.Connection, db: Database) -> list[str]:
         known = end if end is not None else max(last.get(table, 0), _ROWS_PER_ROW * most)
         marks = ",".join("?" * (columns.count(",") + 1))
         unread = _Count()
-        sql = f"SELECT {columns} FROM {table} NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+        names = _guarded(connection, f"SELECT name FROM pragma_table_info('{table}')")
+        asked = columns if ("surround",) in names else columns.replace("surround", "''")  # format 2 had none
+        sql = f"SELECT {asked} FROM {table} NOT INDEXED WHERE rowid BETWEEN ? AND ?"
         db.many(f"INSERT OR IGNORE INTO {table}({columns}) VALUES ({marks})", _blocks(connection, sql, known, unread))
         if unread.damaged:
             lines.append(f"table {table}: some rows could not be read")

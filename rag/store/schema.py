@@ -1,5 +1,5 @@
 # ruff: noqa: S608 (only constants and question marks are put into SQL; values travel as parameters)
-"""The tables of `index.sqlite`, format 2, and the atomic creation of such a file."""
+"""The tables of `index.sqlite`, format 3, and the atomic creation of such a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 FILE_NAME = "index.sqlite"
 OBJECTS = "SELECT type, name FROM sqlite_master"
 APPLICATION_ID = 0x43_48_57_31  # "CHW1"
-FORMAT = 2
+FORMAT = 3
 
 PART_CHARS = 4096
 """A document's text is kept in parts of this many code points, so that a chunk is read from one part or two.
@@ -106,6 +106,7 @@ CREATE TABLE chunks(
     header TEXT NOT NULL,
     section TEXT NOT NULL,
     chunker TEXT NOT NULL,
+    surround TEXT NOT NULL DEFAULT '',
     UNIQUE (document, start, stop),
     CHECK (0 <= start AND start < stop));
 CREATE INDEX chunks_key ON chunks(key);

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 _CHUNK_INSERT = (
-    "INSERT INTO chunks(document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO chunks(document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker, "
+    "surround) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _FILE_UPSERT = (
     "INSERT INTO files(origin, source, content_hash, size_bytes, mtime_ns, recipe, document, error) "
@@ -78,10 +78,13 @@ def document_crc(values: Sequence[Any]) -> int:
 
 
 def chunks_crc(rows: Iterable[Sequence[Any]]) -> int:
-    """Checksum of the chunk rows of a document, in reading order, without their ids and their document."""
+    """Checksum of the chunk rows of a document, in reading order, without their ids and their document.
+
+    A surround, the last value, counts where there is one: rows of format 2 keep their checksums.
+    """
     crc = 0
     for row in rows:
-        crc = zlib.crc32(ascii(tuple(row)).encode(), crc)
+        crc = zlib.crc32(ascii(tuple(row if row[-1] else row[:-1])).encode(), crc)
     return crc
 
 
@@ -299,7 +302,8 @@ def _document_values(document: Document, decision: Mapping[str, Any] | None) -> 
 def _chunk_values(document: int, chunk: Chunk) -> tuple[Any, ...]:
     parent = (None, None) if chunk.parent is None else (chunk.parent.start, chunk.parent.end)
     place = (document, chunk.span.start, chunk.span.end, *parent)
-    return (*place, chunk.token_count, bytes.fromhex(chunk.key), chunk.header, dump_json(chunk.section), chunk.chunker)
+    names = (dump_json(chunk.section), chunk.chunker, chunk.surround)
+    return (*place, chunk.token_count, bytes.fromhex(chunk.key), chunk.header, *names)
 
 
 def _meta_value(value: str | int | float | bool) -> str | int | float:

@@ -10,7 +10,7 @@ import pytest
 
 from rag.embedders.hashing import HashingEmbedder
 from rag.embedders.minilm import MinilmEmbedder
-from rag.errors import InputError
+from rag.errors import ConfigError, InputError
 from rag.protocols import Embedder
 
 TEXTS = [
@@ -111,3 +111,19 @@ def test_over_long_texts_are_refused(embedder: Embedder) -> None:
 def test_fingerprint_is_stable_text(embedder: Embedder) -> None:
     assert embedder.fingerprint
     assert embedder.fingerprint == embedder.fingerprint
+
+
+def test_pieces_are_read_with_the_text_around_them_or_not_at_all(embedder: Embedder) -> None:
+    text = "The committee met on Tuesday. It was cold. " * 30
+    pieces = [(text, 0, 29), (text, 30, 42), (text, 700, 900), ("alone", 0, 5)]
+    if not embedder.reads_within:
+        with pytest.raises(ConfigError, match="single tokens"):
+            embedder.embed_within(pieces)
+        return
+    matrix = embedder.embed_within(pieces)
+    assert matrix.shape == (len(pieces), embedder.dimension)
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1.0, atol=1e-5)
+    assert embedder.embed_within(pieces).tobytes() == matrix.tobytes()
+    assert float(matrix[3] @ embedder.embed(["alone"])[0]) > 0.999
+    assert float(matrix[1] @ embedder.embed([text[30:42]])[0]) < 0.99

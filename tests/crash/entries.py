@@ -11,7 +11,7 @@ import numpy as np
 from rag.store import Entry, FileRecord, Store
 from rag.store.database import Database
 from rag.tokens import WordCounter
-from rag.types import Chunk, Document
+from rag.types import Chunk, Document, Span
 
 FINGERPRINT = "fake-4"
 COUNTER = WordCounter()
@@ -24,7 +24,11 @@ def vector(key: str) -> np.ndarray:
 
 
 def make_entry(text: str, source: str = "a.md", **options: Any) -> Entry:
-    """`options`: origin, window, overlap, recipe, fingerprint (None: no vectors), decision, and fields of Document."""
+    """`options`: origin, window, overlap, recipe, fingerprint (None: no vectors), decision, and fields of Document.
+
+    `around`: how many characters on each side the vector of a chunk is read with.
+    """
+    around = options.pop("around", 0)
     origin = options.pop("origin", f"/docs/{source}")
     window, overlap = options.pop("window", 40), options.pop("overlap", 0)
     recipe, fingerprint = options.pop("recipe", "r1"), options.pop("fingerprint", FINGERPRINT)
@@ -33,7 +37,15 @@ def make_entry(text: str, source: str = "a.md", **options: Any) -> Entry:
     document = Document(text=text, source=source, **options)
     starts = range(0, len(text), window - overlap)
     chunks = tuple(
-        Chunk.cut(document, at, min(len(text), at + window), counter=COUNTER, chunker="window", header=header)
+        Chunk.cut(
+            document,
+            at,
+            min(len(text), at + window),
+            counter=COUNTER,
+            chunker="window",
+            header=header,
+            stretch=Span(max(0, at - around), min(len(text), at + window + around)),
+        )
         for at in starts
     )
     record = FileRecord(

@@ -16,6 +16,7 @@ import pytest
 from rag.embedders._batches import encode_all, runs
 from rag.embedders._bert_numpy import erf
 from rag.embedders._files import read_files
+from rag.embedders._within import owned, window_starts
 from rag.embedders.minilm import MinilmEmbedder
 from rag.errors import ConfigError, InputError, MissingError
 from rag.text import TokenMap
@@ -228,3 +229,91 @@ def test_precisions_agree_and_other_models_do_not() -> None:
     assert full.fingerprint != half.fingerprint
     assert full.agrees_with(half.fingerprint)
     assert not full.agrees_with("hashing-512")
+
+
+LONG = " ".join(f"Sentence {at} tells of {WORDS}." for at in range(40))
+
+
+@pytest.mark.parametrize(
+    ("count", "room"), [(0, 10), (1, 10), (10, 10), (11, 10), (15, 10), (16, 10), (57, 10), (9, 1)]
+)
+def test_windows_cover_the_text_and_each_token_is_taken_where_it_is_most_central(count: int, room: int) -> None:
+    starts = window_starts(count, room)
+    ranges = owned(starts, count, room)
+    assert [at for first, last in ranges for at in range(first, last)] == list(range(count))
+    for start, (first, last) in zip(starts, ranges, strict=True):
+        for at in range(first, last):
+            depth = min(at - start, start + room - 1 - at)
+            assert depth == max(min(at - other, other + room - 1 - at) for other in starts)
+
+
+@with_models
+class TestWithin:
+    @pytest.mark.parametrize("runtime", ["numpy", "torch"])
+    @pytest.mark.parametrize(
+        "text", ["One short text.", "  white space around\n", "東京は日本の首都です。", LONG[:900]]
+    )
+    def test_a_text_that_is_one_piece_has_the_vector_that_it_has_alone(self, runtime: str, text: str) -> None:
+        embedder = MinilmEmbedder(runtime=runtime, precision="fp32")  # type: ignore[arg-type]
+        assert np.allclose(embedder.embed_within([(text, 0, len(text))]), embedder.embed([text]), atol=2e-6)
+
+    def test_numpy_and_torch_agree(self) -> None:
+        pieces = [(LONG, at, at + 300) for at in range(0, len(LONG) - 300, 250)] + [(LONG[:500], 100, 200)]
+        numpy, torch, short = (
+            MinilmEmbedder(**parameters).embed_within(pieces)  # type: ignore[arg-type]
+            for parameters in ({"runtime": "numpy"}, {"precision": "fp32"}, {"precision": "bf16"})
+        )
+        assert np.allclose(numpy, torch, atol=1e-5)
+        assert float((torch * short).sum(axis=1).min()) > 0.999
+        assert np.allclose(np.linalg.norm(numpy, axis=1), 1, atol=1e-6)
+
+    def test_the_text_around_changes_a_vector_and_text_far_away_does_not(self) -> None:
+        embedder, piece = MinilmEmbedder(precision="fp32"), "It costs five euros a day."
+        around = ["The bus is cheap. ", "The hotel by the sea is dear. "]
+        vectors = embedder.embed_within([(one + piece, len(one), len(one) + len(piece)) for one in around])
+        alone = embedder.embed([piece])[0]
+        assert 0.5 < float(vectors[0] @ vectors[1]) < 0.99
+        assert 0.5 < float(vectors[0] @ alone) < 0.99
+        near = LONG[:1500], 400, 500
+        far = LONG[:1500] + " Quite another end." * 50, 400, 500
+        assert not np.array_equal(*embedder.embed_within([near, (LONG[:600], 400, 500)]))
+        one, other = embedder.embed_within([near, far])
+        assert np.allclose(one, other, atol=1e-6)
+
+    def test_a_long_text_is_read_in_windows_once_for_all_its_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        embedder = MinilmEmbedder(runtime="numpy")
+        read: list[int] = []
+        states = embedder._runtime.states
+        monkeypatch.setattr(
+            embedder._runtime, "states", lambda batch: (read.extend(len(one) for one in batch), states(batch))[1]
+        )
+        count = embedder.counter.count(LONG)
+        assert count > 3 * 254
+        vectors = embedder.embed_within([(LONG, at, at + 100) for at in range(0, 1000, 100)] + [(LONG, 0, len(LONG))])
+        assert max(read) == 256
+        assert sum(read) < 2.2 * count
+        whole = embedder.embed_within([(LONG, 0, len(LONG))])
+        assert np.allclose(vectors[-1], whole[0], atol=1e-5)
+
+    def test_the_order_of_the_pieces_changes_no_bytes(self) -> None:
+        embedder = MinilmEmbedder(precision="fp32")
+        pieces = [(LONG[: 400 + 37 * at], 100, 300) for at in range(9)]
+        there = embedder.embed_within(pieces)
+        assert np.array_equal(embedder.embed_within(pieces[::-1])[::-1], there)
+
+    def test_white_space_and_nothing(self) -> None:
+        embedder = MinilmEmbedder(precision="fp32")
+        assert np.allclose(embedder.embed_within([("a  \n  b", 1, 6)]), embedder.embed([""]), atol=2e-6)
+        assert embedder.embed_within([]).shape == (0, 384)
+
+    @pytest.mark.parametrize("piece", [("abc", 0, 4), ("abc", 2, 2), ("abc", -1, 2), ("", 0, 0)])
+    def test_a_piece_that_is_no_part_of_its_text(self, piece: tuple[str, int, int]) -> None:
+        with pytest.raises(InputError, match="is no part of a text"):
+            MinilmEmbedder().embed_within([piece])
+
+    def test_only_our_own_runtimes_give_vectors_of_tokens(self) -> None:
+        other = MinilmEmbedder(runtime="sentence-transformers")
+        assert MinilmEmbedder().reads_within
+        assert not other.reads_within
+        with pytest.raises(ConfigError, match=r"no vectors of single tokens.*embedder: minilm"):
+            other.embed_within([("abc", 0, 3)])

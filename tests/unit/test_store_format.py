@@ -11,7 +11,7 @@ import pytest
 
 from rag.errors import IndexDamagedError, UsageError
 from rag.store import Store, database, verify
-from rag.store.schema import FILE_NAME
+from rag.store.schema import FILE_NAME, FORMAT
 from tests.crash.entries import dump, fill, make_entry
 
 
@@ -33,22 +33,22 @@ def test_the_settings_of_a_new_index(tmp_path: Path) -> None:
         assert store.manifest() == {}
         assert verify(store).ok
     assert pragma(store.directory, "application_id") == 0x43485731
-    assert pragma(store.directory, "user_version") == 2
+    assert pragma(store.directory, "user_version") == FORMAT
     assert sorted(path.name for path in store.directory.iterdir()) == [FILE_NAME, "writer.lock"]
 
 
 @pytest.mark.parametrize("opening", [Store.open, Store.create_or_open])
 def test_other_applications_and_newer_formats_are_refused(tmp_path: Path, opening) -> None:
     fill(tmp_path, make_entry("text"))
-    pragma(tmp_path, "user_version", 3)
-    with pytest.raises(IndexDamagedError, match=r"format 3.*reads format 2.*Upgrade"):
+    pragma(tmp_path, "user_version", FORMAT + 1)
+    with pytest.raises(IndexDamagedError, match=rf"format {FORMAT + 1}.*reads format {FORMAT}.*Upgrade"):
         opening(tmp_path)
     pragma(tmp_path, "application_id", 7)
     with pytest.raises(IndexDamagedError, match=r"another application.*rag ingest"):
         opening(tmp_path)
     assert not verify(tmp_path).ok
     pragma(tmp_path, "application_id", 0x43485731)
-    pragma(tmp_path, "user_version", 2)
+    pragma(tmp_path, "user_version", FORMAT)
     opening(tmp_path).close()
 
 

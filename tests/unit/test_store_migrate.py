@@ -11,18 +11,32 @@ import pytest
 from rag.errors import IndexDamagedError, IndexLockedError, UsageError
 from rag.store import Store, verify
 from rag.store.migrate import migrate
+from rag.store.repair import repair
 from rag.store.schema import FILE_NAME, FORMAT
 from rag.store.snapshots import restore_snapshot
 from tests.crash.entries import FINGERPRINT, fill, make_entry
 
-FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "index-format-1.sqlite.gz"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+CHUNKS = "id, document, start, stop, parent_start, parent_stop, token_count, key, header, section, chunker"
+
+
+def unpacked(number: int, directory: Path) -> Path:
+    """An index directory of that format: three documents, one failed file, a derived file that is gone."""
+    data = (FIXTURES / f"index-format-{number}.sqlite.gz").read_bytes()
+    (directory / FILE_NAME).write_bytes(gzip.decompress(data))
+    return directory
+
+
+@pytest.fixture(params=range(1, FORMAT))
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An index of every older format."""
+    return unpacked(request.param, tmp_path)
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """An index directory of format 1: three documents, one failed file, one run, a derived file that is gone."""
-    (tmp_path / FILE_NAME).write_bytes(gzip.decompress(FIXTURE.read_bytes()))
-    return tmp_path
+def first(tmp_path: Path) -> Path:
+    """An index of format 1, whose traces of runs lie in the same file."""
+    return unpacked(1, tmp_path)
 
 
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
@@ -30,7 +44,7 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
     connection = sqlite3.connect(path)
     queries = {
         "documents": "SELECT id, doc_id, source, title, chars, decision, meta, blocks, pages FROM documents",
-        "chunks": "SELECT * FROM chunks",
+        "chunks": f"SELECT {CHUNKS} FROM chunks",
         "vectors": "SELECT fingerprint, key, vector FROM vectors",
         "files": "SELECT * FROM files",
         "texts": "SELECT * FROM document_texts",
@@ -44,24 +58,37 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
 
 def test_an_old_index_names_the_cure(old: Path) -> None:
     for opening in (Store.open, Store.create_or_open):
-        with pytest.raises(IndexDamagedError, match=rf"format 1.*rag migrate --index {old}"):
+        with pytest.raises(IndexDamagedError, match=rf"format {format_of(old)}.*rag migrate --index {old}"):
             opening(old)
     assert "rag migrate" in verify(old).problems[0]
 
 
 def test_everything_is_kept(old: Path) -> None:
-    before = rows(old / FILE_NAME)
+    before, number = rows(old / FILE_NAME), format_of(old)
     report = migrate(old)
-    assert report.to_dict() == {"before": 1, "after": FORMAT, "snapshot": f"before-format-{FORMAT}"}
+    assert report.to_dict() == {"before": number, "after": FORMAT, "snapshot": f"before-format-{FORMAT}"}
     assert rows(old / FILE_NAME) == before
     with Store.open(old) as store:
         assert [info.source for info in store.documents()] == ["travel.md", "odd.md", "third.md"]
         assert store.files()["/docs/broken.pdf"].error == "not a PDF"
-        assert store.runs(5)[0]["question"] == "Who approves travel?"
         assert store.manifest()["fingerprint"] == FINGERPRINT
         (problem,) = verify(store).problems
         assert "derived file rows" in problem, "the fixture comes without its derived file"
     assert migrate(old).to_dict() == {"before": FORMAT, "after": FORMAT, "snapshot": None}
+
+
+def test_traces_move_to_their_own_file(first: Path) -> None:
+    migrate(first)
+    with Store.open(first) as store:
+        assert store.runs(5)[0]["question"] == "Who approves travel?"
+
+
+def test_chunks_of_older_formats_are_read_alone(old: Path) -> None:
+    migrate(old)
+    with Store.open(old) as store:
+        chunks = [chunk for info in store.documents() for chunk in store.chunks_of(info.id)]
+        assert len(chunks) > 9
+        assert {chunk.surround for chunk in chunks} == {""}
 
 
 def test_a_migrated_index_has_the_tables_of_a_new_one(old: Path, tmp_path: Path) -> None:
@@ -80,6 +107,18 @@ def test_a_migrated_index_has_the_tables_of_a_new_one(old: Path, tmp_path: Path)
         return found
 
     assert columns(old) == columns(tmp_path / "new")
+
+
+def test_a_damaged_index_of_the_format_before_is_salvaged_into_this_one(tmp_path: Path) -> None:
+    index = unpacked(FORMAT - 1, tmp_path)
+    before = rows(index / FILE_NAME)
+    with (index / FILE_NAME).open("ab") as file:
+        file.write(b"x" * 100)
+    report = repair(index)
+    assert "ends inside a page" in report.fixed[0]
+    assert format_of(index) == FORMAT
+    assert rows(index / FILE_NAME)["chunks"] == before["chunks"]
+    assert verify(index).problems == []
 
 
 def test_writing_goes_on_after_a_migration(old: Path) -> None:
@@ -112,7 +151,6 @@ def test_an_open_reader_of_the_old_format_sees_no_change(old: Path) -> None:
     before = reader.execute("SELECT * FROM vectors").fetchall()
     migrate(old)
     assert reader.execute("SELECT * FROM vectors").fetchall() == before
-    assert reader.execute("SELECT count(*) FROM runs").fetchone() == (1,)
     reader.close()
 
 
@@ -135,12 +173,11 @@ def test_a_writer_is_not_disturbed(tmp_path: Path) -> None:
         migrate(tmp_path)
 
 
-def test_an_unreadable_file_of_traces_stops_a_migration_before_it_begins(old: Path) -> None:
-    (old / "runs.sqlite").write_bytes(b"something else " * 100)
-    before = format_of(old)
+def test_an_unreadable_file_of_traces_stops_a_migration_before_it_begins(first: Path) -> None:
+    (first / "runs.sqlite").write_bytes(b"something else " * 100)
     with pytest.raises(IndexDamagedError, match="rag repair"):
-        migrate(old)
-    assert format_of(old) == before == 1
+        migrate(first)
+    assert format_of(first) == 1
 
 
 def format_of(directory: Path) -> int:

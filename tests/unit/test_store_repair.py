@@ -16,7 +16,8 @@ from tests.crash.entries import FINGERPRINT, dump, failed_record, fill, make_ent
 from tests.unit.test_store_verify import execute
 
 ENTRIES = [
-    make_entry(f"document number {at} says this and that " * 30, f"{at}.md", meta={"year": at}) for at in range(5)
+    make_entry(f"document number {at} says this and that " * 30, f"{at}.md", meta={"year": at}, around=9 * (at < 3))
+    for at in range(5)
 ]
 
 
@@ -49,6 +50,8 @@ def mended(directory: Path) -> RepairReport:
         ("UPDATE chunks SET stop = 99999 WHERE id = 3", "chunks"),
         ("UPDATE chunks SET header = 'x' WHERE id = 3", "chunks"),
         ("UPDATE chunks SET token_count = 1 WHERE id = 3", "chunks"),
+        ("UPDATE chunks SET surround = '' WHERE id = 3", "chunks"),
+        ("UPDATE chunks SET surround = '9-9-100-0123456789abcdef' WHERE id = 3", "chunks"),
         ("UPDATE chunks SET section = '[\"x\"]' WHERE id = 3", "chunks"),
         ("DELETE FROM chunks WHERE id = 2", "chunks"),
         ("UPDATE document_texts SET text = replace(text, 'says', 'sagt') WHERE document = 1", "document"),

@@ -10,7 +10,7 @@ import pytest
 
 from rag.errors import IndexDamagedError, RagError, UsageError
 from rag.store import Store, swap, verify
-from rag.store.schema import FILE_NAME
+from rag.store.schema import FILE_NAME, FORMAT
 from rag.store.snapshots import SNAPSHOTS, check_snapshot, restore_snapshot
 from tests.crash.entries import FINGERPRINT, dump, failed_record, fill, make_entry
 
@@ -156,7 +156,7 @@ def test_a_snapshot_of_a_newer_format_is_refused(index: Path) -> None:
     path.parent.mkdir()
     connection = sqlite3.connect(index / FILE_NAME)
     connection.execute("VACUUM INTO ?", (str(path),))
-    connection.execute("PRAGMA user_version=2")
+    connection.execute(f"PRAGMA user_version={FORMAT}")
     connection.close()
     from rag.store.derived import checksum
 
