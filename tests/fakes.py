@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
+import numpy as np
+
 from rag.answer import Generation
+from rag.embedders.hashing import HashingEmbedder
 from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss
 from rag.tokens import WordCounter
 from rag.types import CompressedContext
+from rag.vectors import Vectors
 
-__all__ = ["FakeGenerator", "FakeModel"]
+__all__ = ["FakeGenerator", "FakeModel", "WithinEmbedder"]
 
 _TOKEN = re.compile(r" ?[A-Za-z]{1,8}| ?[0-9]|\s|.", re.DOTALL)
 """Like a byte-level BPE: the space before a word belongs to its token."""
@@ -83,3 +87,26 @@ class FakeGenerator(Generator):
 
     def generate(self, context: CompressedContext, corpus: Corpus, on_text: Any = None) -> Generation:
         raise AssertionError("no answer was asked for")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithinEmbedder(HashingEmbedder):
+    """A span's vector leans towards that of the text around it. `alone` and `within` note what was asked."""
+
+    alone: list[str] = field(default_factory=list)
+    within: list[tuple[str, int, int]] = field(default_factory=list)
+
+    @property
+    def reads_within(self) -> bool:
+        return True
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        self.alone.extend(texts)
+        return super().embed(texts)
+
+    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
+        self.within.extend(pieces)
+        inside = super().embed([text[start:end] for text, start, end in pieces])
+        around = super().embed([text for text, _, _ in pieces])
+        mixed: Vectors = (inside + around) / np.linalg.norm(inside + around, axis=1, keepdims=True)
+        return mixed

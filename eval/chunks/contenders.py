@@ -18,7 +18,7 @@ from eval.sets import Place
 from rag.errors import UsageError
 from rag.protocols import Chunker, Embedder, TokenCounter
 from rag.registry import Spec, build, load, spec_name
-from rag.types import Document
+from rag.types import Chunk, Document
 
 __all__ = ["LOST", "Contender", "Cut", "Ours", "Peer", "Piece", "find_peers", "ours_of"]
 
@@ -31,11 +31,15 @@ _THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk as it is scored: its place, what the encoder reads, and its tokens."""
+    """A chunk as it is scored: its place, what the encoder reads, and its tokens.
+
+    `chunk`: one of ours whose vector is read with the text around it; None where `text` is all that is read.
+    """
 
     place: Place
     text: str
     tokens: int
+    chunk: Chunk | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,12 @@ class Ours(Contender):
         found = {name: chunker.chunk(document) for name, document in documents.items()}
         spent = time.process_time() - begin - counting.counts["cpu_seconds"]
         pieces = [
-            Piece((name, chunk.span.start, chunk.span.end), chunk.embed_text, chunk.token_count)
+            Piece(
+                (name, chunk.span.start, chunk.span.end),
+                chunk.embed_text,
+                chunk.token_count,
+                chunk if chunk.surround else None,
+            )
             for name, chunks in found.items()
             for chunk in chunks
         ]

@@ -192,7 +192,7 @@ def read_structured(folder: Path) -> list[Structured]:
             document=parsed(f"{folder.name}/{row['doc_id']}.md", row["text"], "markdown"),
             blocks=tuple(row["meta"]["split_points"]),
             pairs=tuple((tuple(one[0]), tuple(one[1])) for one in pairs.get(row["doc_id"], ()) if len(one) == 2),
-            pages=tuple(row["meta"]["page_starts"]),
+            pages=tuple(row["meta"].get("page_starts", ())),
         )
         for row in read_rows(folder / "corpus.jsonl")
     ]

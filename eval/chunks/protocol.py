@@ -10,6 +10,7 @@ from eval.chunks.contenders import LOST, Cut, Piece
 from eval.chunks.data import Pool
 from eval.chunks.measures import area, budgeted_recall, chroma, contained, corrected, trimmed
 from eval.sets import Place
+from rag.embedders._chunks import embed_chunks
 from rag.protocols import Embedder, TokenCounter
 from rag.text import TokenMap, fit_tokens
 from rag.types import Document
@@ -113,7 +114,7 @@ class Scorer:
         """Numbers of the pieces for every question, best first, ties by number; enough for the largest budget."""
         from rag.vectors import top_rows
 
-        matrix = self.embedder.embed([piece.text for piece in pieces])
+        matrix = self._matrix(pieces)
         lengths = [piece.place[2] - piece.place[1] for piece in pieces]
         rankings: list[list[int]] = []
         for scores in self.asked @ matrix.T:
@@ -128,6 +129,16 @@ class Scorer:
             rankings.append(best)
         return rankings
 
+    def _matrix(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        """(n, d) the vectors that an index of these pieces would hold."""
+        texts = {document.id: document.text for document in self.pool.documents.values()}
+        late = embed_chunks(self.embedder, [piece.chunk for piece in pieces if piece.chunk], texts.__getitem__)
+        matrix = self.embedder.embed([piece.text for piece in pieces])
+        for row, piece in enumerate(pieces):
+            if piece.chunk:
+                matrix[row] = late[piece.chunk.key]
+        return matrix
+
 
 def costs(cut: Cut, documents: Mapping[str, Document], counter: TokenCounter, corpus_tokens: int) -> dict[str, Any]:
     """Sizes, violations and work of one cut."""
@@ -135,7 +146,12 @@ def costs(cut: Cut, documents: Mapping[str, Document], counter: TokenCounter, co
 
     sizes = np.array([piece.place[2] - piece.place[1] for piece in cut.pieces])
     limit = counter.limit
-    over = sum(counter.count(piece.text) > limit for piece in cut.pieces) if limit is not None else 0
+    read = [counter.count(piece.text) for piece in cut.pieces]
+    over = sum(tokens > limit for tokens in read) if limit is not None else 0
+    texts = {document.id: document.text for document in documents.values()}
+    index_tokens = sum(
+        _index_tokens(piece, tokens, counter, texts) for piece, tokens in zip(cut.pieces, read, strict=True)
+    )
     covered = sum(end - start for name, start, end in (piece.place for piece in cut.pieces) if name != LOST)
     whole = sum(len(document.text) for document in documents.values())
     seconds = cut.cpu_seconds
@@ -151,6 +167,16 @@ def costs(cut: Cut, documents: Mapping[str, Document], counter: TokenCounter, co
         "encoder_texts": cut.encoder_texts,
         "encoder_tokens": cut.encoder_tokens,
         "encoder_passes": None if cut.encoder_tokens is None else round(cut.encoder_tokens / corpus_tokens, 4),
+        "index_passes": round(index_tokens / corpus_tokens, 4),
         "cpu_seconds_without_encoder": None if seconds is None else round(seconds, 3),
         "chunks_per_cpu_second": round(len(cut.pieces) / seconds, 1) if seconds else None,
     }
+
+
+def _index_tokens(piece: Piece, alone: int, counter: TokenCounter, texts: Mapping[str, str]) -> int:
+    """Tokens that the encoder reads for the vector of a piece, overlaps of windows not counted."""
+    chunk = piece.chunk
+    if chunk is None:
+        return alone
+    around = counter.count(chunk.within(texts[chunk.doc_id])[0])
+    return around + (alone if chunk.late_percent < 100 else 0)

@@ -24,6 +24,7 @@ _SCORES = {
 _COSTS = {
     "value": "knob", "mean_chars": "mean", "p95_chars": "p95", "max_chars": "max", "max_tokens": "max tokens",
     "over_limit": "over limit", "not_found": "not found", "chunks": "chunks", "encoder_passes": "passes",
+    "index_passes": "index passes",
     "chunks_per_cpu_second": "chunks/CPU s",
 }  # fmt: skip
 

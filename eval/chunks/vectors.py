@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,10 @@ class _AroundEmbedder(Embedder):
     def fingerprint(self) -> str:
         return self.inner.fingerprint
 
+    @property
+    def reads_within(self) -> bool:
+        return self.inner.reads_within
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachedEmbedder(_AroundEmbedder):
@@ -58,17 +62,11 @@ class CachedEmbedder(_AroundEmbedder):
     _loaded: list[bool] = field(default_factory=list, repr=False)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        import numpy as np
+        return self._looked_up([_key(text) for text in texts], texts, self.inner.embed)
 
-        self._load()
-        keys = [_key(text) for text in texts]
-        wanted = dict(zip(keys, texts, strict=True))
-        missing = [key for key in wanted if key not in self._known]
-        for at in range(0, len(missing), _BATCH):
-            part = missing[at : at + _BATCH]
-            self._remember(part, self.inner.embed([wanted[key] for key in part]))
-        rows = [self._known[key] for key in keys]
-        return np.stack(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
+    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
+        keys = [_key(f"within\0{start}\0{end}\0{text}") for text, start, end in pieces]
+        return self._looked_up(keys, pieces, self.inner.embed_within)
 
     def embed_question(self, text: str) -> Vectors:
         self._load()
@@ -76,6 +74,21 @@ class CachedEmbedder(_AroundEmbedder):
         if key not in self._known:
             self._remember([key], self.inner.embed_question(text)[None, :])
         return self._known[key]
+
+    def _looked_up(
+        self, keys: Sequence[bytes], wanted: Sequence[Any], embed: Callable[[list[Any]], Vectors]
+    ) -> Vectors:
+        """(len(keys), dimension) the vectors under `keys`; those that are not known are made of `wanted`."""
+        import numpy as np
+
+        self._load()
+        places = dict(zip(keys, wanted, strict=True))
+        missing = [key for key in places if key not in self._known]
+        for at in range(0, len(missing), _BATCH):
+            part = missing[at : at + _BATCH]
+            self._remember(part, embed([places[key] for key in part]))
+        rows = [self._known[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
 
     def _remember(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         import numpy as np
@@ -120,6 +133,9 @@ class CountingEmbedder(_AroundEmbedder):
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self._counted(texts, lambda: self.inner.embed(texts))
+
+    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
+        return self._counted([text for text, _, _ in pieces], lambda: self.inner.embed_within(pieces))
 
     def embed_question(self, text: str) -> Vectors:
         return self._counted([text], lambda: self.inner.embed_question(text))

@@ -30,6 +30,7 @@ from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError, UsageError
 from rag.tokens import WordCounter
 from rag.types import Document
+from tests.fakes import WithinEmbedder
 
 TOPICS = ("mill", "harbour", "ledger", "orchard", "valve", "bridge", "lantern", "quarry")
 
@@ -397,3 +398,25 @@ def test_an_entry_point_may_be_a_whole_sub_command(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "chunks" in done.stdout
     assert "cannot be loaded" not in done.stderr
+
+
+def test_chunks_that_are_read_with_the_text_around_are_scored_with_those_vectors(tmp_path: Path) -> None:
+    pool = pool_of([tiny()], "all")
+    inner = WithinEmbedder()
+    embedder = CachedEmbedder(inner=inner, folder=tmp_path)
+    late = ours_of({"use": "late", "context_tokens": 20, "alpha": 1}, embedder).cut(pool.documents, 20)
+    plain = ours_of("sentence", embedder).cut(pool.documents, 20)
+    assert [piece.place for piece in late.pieces] == [piece.place for piece in plain.pieces]
+    scorer = Scorer.of(pool, embedder)
+    matrix = scorer._matrix(late.pieces)
+    pieces = [piece.chunk.within(pool.documents[piece.place[0]].text) for piece in late.pieces if piece.chunk]
+    assert len(pieces) == len(matrix)
+    assert np.allclose(matrix, inner.embed_within(pieces))
+    assert not np.allclose(matrix, scorer._matrix(plain.pieces))
+    asked = len(inner.within)
+    Scorer.of(pool, CachedEmbedder(inner=inner, folder=tmp_path))._matrix(late.pieces)
+    assert len(inner.within) == asked, "kept on disk"
+    total = sum(embedder.counter.count(document.text) for document in pool.documents.values())
+    passes = [costs(cut, pool.documents, embedder.counter, total)["index_passes"] for cut in (plain, late)]
+    assert passes[0] == pytest.approx(1.0, abs=0.01)
+    assert passes[1] > 1.5

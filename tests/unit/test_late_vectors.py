@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +23,12 @@ from rag.tokens import WordCounter
 from rag.types import Chunk, Document, Span, content_key, surround_of
 from rag.upkeep import compare_vectors, mend, rebuild
 from rag.vectors import Vectors
+from tests.fakes import WithinEmbedder
 
 LATE = {"use": "late", "max_tokens": 20, "context_tokens": 20, "alpha": 1}
 PLAIN = {"use": "sentence", "max_tokens": 20}
 SHARED = "The pump is checked every week by two people and a dog. "
 TEXT = "Alpha rules hold in winter for all of the boats. Beta rules hold in summer for none of them. "
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithinEmbedder(HashingEmbedder):
-    """A span's vector leans towards that of the text around it. `alone` and `within` note what was asked."""
-
-    alone: list[str] = field(default_factory=list)
-    within: list[tuple[str, int, int]] = field(default_factory=list)
-
-    @property
-    def reads_within(self) -> bool:
-        return True
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        self.alone.extend(texts)
-        return super().embed(texts)
-
-    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
-        self.within.extend(pieces)
-        inside = super().embed([text[start:end] for text, start, end in pieces])
-        around = super().embed([text for text, _, _ in pieces])
-        mixed: Vectors = (inside + around) / np.linalg.norm(inside + around, axis=1, keepdims=True)
-        return mixed
 
 
 def line(chunker: Any = LATE, embedder: HashingEmbedder | None = None) -> Pipeline:
