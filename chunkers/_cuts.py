@@ -7,11 +7,11 @@ under it, a table's header from its first row, or a user-visible character.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
-from rag.text import may_cut, sentence_spans
+from rag.text import SentenceStarts, may_cut, sentence_spans
 from rag.types import Block, Document
 
 __all__ = ["STRUCTURE", "CutLevels", "Table", "outer_blocks", "tables"]
@@ -19,8 +19,8 @@ __all__ = ["STRUCTURE", "CutLevels", "Table", "outer_blocks", "tables"]
 STRUCTURE = ("headings", "blocks", "parts", "blank-lines", "lines", "sentences")
 """All levels, from coarse to fine."""
 
-_BLANK_LINES = re.compile(r"(?>\r\n|\n|\r)(?:[ \t]*(?>\r\n|\n|\r))+")
-_LINE_ENDS = re.compile(r"(?>\r\n|[\n\r\f\u2028\u2029])(?:[ \t]*(?>\r\n|\n|\r))*")
+_BLANK_LINES = re.compile(r"(?:\n|\r\n?+)(?:[ \t]*(?:\n|\r\n?+))+")
+_LINE_ENDS = re.compile(r"[\n\r\f\u2028\u2029](?:(?<=\r)\n)?+(?:[ \t]*(?:\n|\r\n?+))*")
 _VISIBLE = re.compile(r"\S")
 
 
@@ -87,10 +87,27 @@ class CutLevels:
     def points(self, level: int) -> list[int]:
         """All cut points of `level`, sorted."""
         if level not in self._points:
-            text = self._document.text
-            points = sorted({at for at in self._makers[level]() if 0 < at < len(text)})
-            self._points[level] = [at for at in points if may_cut(text, at) and not self._is_glued(at)]
+            self._points[level] = self._allowed(sorted(set(self._makers[level]())))
         return self._points[level]
+
+    def between(self, level: int, start: int, end: int) -> tuple[list[int], int, int]:
+        """Sorted points and the range of those inside of (start, end); sentences are looked for only there."""
+        if self._makers[level] == self._sentences and level not in self._points:
+            points = self._allowed(self._sentence_starts.between(start, end))
+            return points, 0, len(points)
+        points = self.points(level)
+        return points, bisect_right(points, start), bisect_left(points, end)
+
+    @cached_property
+    def _sentence_starts(self) -> SentenceStarts:
+        return SentenceStarts(self._document)
+
+    def _sentences(self) -> Iterable[int]:
+        return (span.start for span in sentence_spans(self._document))
+
+    def _allowed(self, points: list[int]) -> list[int]:
+        text, glued = self._document.text, bool(self._glued[0])
+        return [at for at in points if 0 < at < len(text) and may_cut(text, at) and not (glued and self._is_glued(at))]
 
     def _is_glued(self, at: int) -> bool:
         begins, ends = self._glued
@@ -107,7 +124,7 @@ class CutLevels:
             "parts": lambda: (block.span.start for block in document.blocks),
             "blank-lines": lambda: (match.end() for match in _BLANK_LINES.finditer(text)),
             "lines": lambda: (match.end() for match in _LINE_ENDS.finditer(text)),
-            "sentences": lambda: (span.start for span in sentence_spans(document)),
+            "sentences": self._sentences,
         }
         return [makers[name]]
 

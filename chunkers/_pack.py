@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from chunkers._cuts import CutLevels
@@ -83,8 +83,7 @@ def split(ruler: Ruler, cuts: CutLevels, start: int, end: int, level: int = 0) -
     """
     if level == len(cuts):
         return _split_words(ruler, start, end)
-    points = cuts.points(level)
-    low, high = bisect_right(points, start), bisect_left(points, end)
+    points, low, high = cuts.between(level, start, end)
     if low == high:
         return [end] if ruler.fits(start, end) else split(ruler, cuts, start, end, level + 1)
     ends: list[int] = []

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import Protocol
 
 from rag.protocols import SliceCounter, TokenCounter
 from rag.types import Document, Span
 
 __all__ = [
+    "SentenceStarts",
+    "TokenFinder",
     "TokenMap",
+    "TokenStarts",
+    "Tokens",
     "assemble",
     "fit_tokens",
     "invisible_counts",
@@ -26,6 +32,7 @@ __all__ = [
     "safe_cut",
     "sentence_spans",
     "split_spans",
+    "stretches",
     "trimmed",
 ]
 
@@ -36,6 +43,10 @@ _WHITE = " \n\t\r"
 _SEAM = re.compile(r"[ \n\t\r]")
 _STRETCH = 16_384
 """Characters that are tokenised at a time: larger is slower, since a tokenizer keeps tables beside its text."""
+_PARAGRAPH = re.compile(r"\n\n(?<!\s\n\n)(?!\s)")
+"""Where sentencex certainly starts anew, so that what it finds on either side depends on that side alone."""
+_PANIC = re.compile(r"\.(?<=[A-Z][^\S\x00-\x7f]\.)")
+"""sentencex 1.0.30 panics at the point in "Plan B\u00a0."; with a plain space before it it does not."""
 _CJK = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿ｦ-ﾟ]")
 _JOINERS = frozenset("\u200c\u200d\u0e33\u0eb3\ufe0e\ufe0f")
 _EXTENDING = (("\u1160", "\u11ff"), ("\U0001f3fb", "\U0001f3ff"), ("\U000e0020", "\U000e007f"))
@@ -54,6 +65,58 @@ def assemble(texts: Iterable[str]) -> str:
     return SEPARATOR.join(texts)
 
 
+class Tokens(Protocol):
+    """Where the tokens of one text start."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def before(self, at: int) -> int:
+        """How many start before `at`."""
+
+    @abstractmethod
+    def start(self, number: int) -> int:
+        """The first character of a token, 0 <= number < len."""
+
+
+class TokenStarts(Tokens):
+    """Found by tokenising the text, stretch by stretch where the counter is additive."""
+
+    def __init__(self, counter: TokenCounter, text: str) -> None:
+        self._starts: list[int] = []
+        for begin, end in stretches(text) if counter.additive else ((0, len(text)),):
+            self._starts.extend([begin + start for start, _ in counter.offsets(text[begin:end])])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def before(self, at: int) -> int:
+        return bisect_left(self._starts, at)
+
+    def start(self, number: int) -> int:
+        return self._starts[number]
+
+
+class TokenFinder(TokenCounter):
+    """A counter with a faster way to the tokens of a text."""
+
+    @abstractmethod
+    def tokens(self, text: str) -> Tokens:
+        """What `TokenStarts` finds."""
+
+
+def stretches(text: str) -> Iterator[tuple[int, int]]:
+    """Ranges that tile the text and part no word, cheaper to tokenise than one huge text."""
+    begin = 0
+    while begin < len(text):
+        seam = _SEAM.search(text, begin + _STRETCH)
+        end = seam.start() if seam else len(text)
+        yield begin, end
+        begin = end
+
+
 class TokenMap(SliceCounter):
     """Counts tokens of any slice of one text after tokenising that text once, on first use.
 
@@ -70,20 +133,9 @@ class TokenMap(SliceCounter):
         self._counted: dict[tuple[int, int], int] = {}
 
     @cached_property
-    def _starts(self) -> list[int]:
-        """First character of every token. Stretches that end at a seam are cheaper than one huge text."""
-        starts: list[int] = []
-        for begin, end in self._stretches():
-            starts.extend([begin + start for start, _ in self._counter.offsets(self._text[begin:end])])
-        return starts
-
-    def _stretches(self) -> Iterator[tuple[int, int]]:
-        text, begin = self._text, 0
-        while begin < len(text):
-            seam = _SEAM.search(text, begin + _STRETCH) if self._counter.additive else None
-            end = seam.start() if seam else len(text)
-            yield begin, end
-            begin = end
+    def _tokens(self) -> Tokens:
+        counter = self._counter
+        return counter.tokens(self._text) if isinstance(counter, TokenFinder) else TokenStarts(counter, self._text)
 
     def count(self, start: int, end: int) -> int:
         """Exactly `counter.count(text[start:end])`."""
@@ -94,7 +146,7 @@ class TokenMap(SliceCounter):
         left, right = self._seam_after(start, end), self._seam_before(start, end)
         if left >= right:
             return self._anew(start, end)
-        inner = bisect_left(self._starts, right) - bisect_left(self._starts, left)
+        inner = self._tokens.before(right) - self._tokens.before(left)
         return self._anew(start, left) + inner + self._anew(right, end)
 
     def count_slice(self, text: str, start: int, end: int) -> int:
@@ -105,13 +157,13 @@ class TokenMap(SliceCounter):
 
         It is exact for an additive counter when both ends are seams.
         """
-        at = bisect_left(self._starts, start) + tokens
-        return self._starts[at] if at < len(self._starts) else len(self._text)
+        at = self._tokens.before(start) + tokens
+        return self._tokens.start(at) if at < len(self._tokens) else len(self._text)
 
     def reach_back(self, end: int, tokens: int) -> int:
         """A first guess for the smallest start with at most `tokens` tokens before `end`."""
-        at = bisect_left(self._starts, end) - tokens
-        return min(end, self._starts[at]) if 0 <= at < len(self._starts) else (0 if at < 0 else end)
+        at = self._tokens.before(end) - tokens
+        return min(end, self._tokens.start(at)) if 0 <= at < len(self._tokens) else (0 if at < 0 else end)
 
     def _anew(self, start: int, end: int) -> int:
         if start >= end:
@@ -232,33 +284,67 @@ def sentence_spans(document: Document) -> list[Span]:
     always join back to the text. Blank stretches never stand alone, except a text that is all blank.
     """
     text = document.text
-    cuts = [block.span.start for block in document.blocks] + [block.span.end for block in document.blocks]
-    cuts.extend(_sentence_cuts(text))
-    return list(_glue_blank(text, split_spans(len(text), cuts)))
+    starts = _sentence_starts(text, _language(text), _block_edges(document))
+    return [Span(a, b) for a, b in pairwise((*starts, len(text)))]
 
 
-def _sentence_cuts(text: str) -> Iterator[int]:
+class SentenceStarts:
+    """The starts of `sentence_spans`, for who needs those of some paragraphs only: others are not looked at."""
+
+    def __init__(self, document: Document) -> None:
+        self._text = document.text
+        self._language = _language(document.text)
+        self._edges = sorted(_block_edges(document))
+        self._borders = [0, *(match.end() for match in _PARAGRAPH.finditer(document.text)), len(document.text)]
+        self._found: dict[int, list[int]] = {}
+
+    def between(self, start: int, end: int) -> list[int]:
+        """Those inside of (start, end)."""
+        first = bisect_right(self._borders, start) - 1
+        last = min(bisect_left(self._borders, end), len(self._borders) - 1)
+        return [at for paragraph in range(first, last) for at in self._of(paragraph) if start < at < end]
+
+    def _of(self, paragraph: int) -> list[int]:
+        if paragraph not in self._found:
+            begin, end = self._borders[paragraph : paragraph + 2]
+            inside = self._edges[bisect_right(self._edges, begin) : bisect_left(self._edges, end)]
+            starts = _sentence_starts(self._text[begin:end], self._language, [edge - begin for edge in inside])
+            self._found[paragraph] = [begin + at for at in starts]
+        return self._found[paragraph]
+
+
+def _block_edges(document: Document) -> list[int]:
+    return [edge for block in document.blocks for edge in (block.span.start, block.span.end)]
+
+
+def _language(text: str) -> str:
+    return "ja" if 5 * len(_CJK.findall(text[:20000])) > len(text[:20000]) else "en"
+
+
+def _without_panic(text: str) -> str:
+    """The text, of the same length, as sentencex can read it."""
+    for match in [] if text.isascii() else list(_PANIC.finditer(text)):
+        text = f"{text[: match.start() - 1]} {text[match.start() :]}"
+    return text
+
+
+def _sentence_starts(text: str, language: str, edges: Iterable[int]) -> list[int]:
+    """Blank stretches join the sentence before them; leading ones join the first that says something."""
     from sentencex import get_sentence_boundaries
 
-    language = "ja" if 5 * len(_CJK.findall(text[:20000])) > len(text[:20000]) else "en"
-    for boundary in get_sentence_boundaries(language, text):
-        yield boundary["start_index"]
-        yield boundary["end_index"]
-
-
-def _glue_blank(text: str, spans: Sequence[Span]) -> Iterator[Span]:
-    """Blank spans join the span before them; leading blanks join the first one that says something."""
-    held: Span | None = None
-    for span in spans:
-        if held is None:
-            held = span
-        elif text[span.start : span.end].isspace() or text[held.start : held.end].isspace():
-            held = Span(held.start, span.end)
-        else:
-            yield held
-            held = span
-    if held is not None:
-        yield held
+    cuts = {0, *edges}
+    for boundary in get_sentence_boundaries(language, _without_panic(text)):
+        cuts.add(boundary["start_index"])
+        cuts.add(boundary["end_index"])
+    cuts.discard(len(text))
+    starts: list[int] = []
+    says_something = False
+    for begin, end in pairwise((*sorted(cuts), len(text))):
+        blank = text[begin:end].isspace()
+        if not starts or (says_something and not blank):
+            starts.append(begin)
+        says_something = says_something or not blank
+    return starts
 
 
 def trimmed(text: str, span: Span) -> Span:

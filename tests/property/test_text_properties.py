@@ -10,7 +10,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag.protocols import TokenCounter
-from rag.text import TokenMap, fit_tokens, lexical_words, may_cut, safe_cut, sentence_spans, trimmed
+from rag.text import (
+    SentenceStarts,
+    TokenMap,
+    TokenStarts,
+    fit_tokens,
+    lexical_words,
+    may_cut,
+    safe_cut,
+    sentence_spans,
+    trimmed,
+)
 from rag.tokens import TokenizerCounter, WordCounter, load_tokenizer
 from rag.types import Document, Span
 from tests.texts import NASTY, documents
@@ -47,6 +57,20 @@ def check_fit(counter: TokenCounter, text: str, start: int, max_tokens: int, max
         assert counter.count(text[start:end]) <= max_tokens
 
 
+def check_words(counter: TokenizerCounter | WordCounter, text: str) -> None:
+    """Reading word by word finds what reading the text finds."""
+    fast, plain = counter.tokens(text), TokenStarts(counter, text)
+    assert len(fast) == len(plain)
+    assert [fast.start(number) for number in range(len(fast))] == [plain.start(number) for number in range(len(plain))]
+    for at in range(0, len(text) + 1, 1 + len(text) // 500):
+        assert fast.before(at) == plain.before(at)
+
+
+@given(TEXTS)
+def test_words_have_the_tokens_of_the_text(text: str) -> None:
+    check_words(WordCounter(), text)
+
+
 @given(slices())
 def test_map_counts_like_the_counter(place: tuple[str, int, int]) -> None:
     check_map(WordCounter(), *place)
@@ -63,6 +87,37 @@ def test_fit_is_the_largest_where_words_are_tokens(words: list[str], max_tokens:
     end = fit_tokens(TokenMap(WordCounter(), text), text, 0, len(text), max_tokens, 1000)
     fitting = [at for at in range(len(text) + 1) if WordCounter().count(text[:at]) <= max_tokens]
     assert end == max(fitting)
+
+
+_PIECES = [
+    "A b. ",
+    "Mr. ",
+    "C! ",
+    "e.g. ",
+    '"D." ',
+    "日。",
+    "\n",
+    "\n\n",
+    "\n\n\n",
+    "\r\n",
+    "\r",
+    " ",
+    "\t",
+    "f",
+    "1. ",
+]
+PARAGRAPHS = st.lists(st.sampled_from(_PIECES), max_size=30).map(
+    lambda parts: Document(text="".join(parts), source="p")
+)
+
+
+@settings(max_examples=300)
+@given(st.one_of(documents(), PARAGRAPHS), st.integers(0, 60), st.integers(0, 60))
+def test_sentences_of_some_paragraphs_are_those_of_the_text(document: Document, start: int, length: int) -> None:
+    whole = [span.start for span in sentence_spans(document)]
+    found = SentenceStarts(document)
+    for low, high in ((start, start + length), (0, len(document.text))):
+        assert found.between(low, high) == [at for at in whole if low < at < high]
 
 
 @given(documents())
@@ -126,6 +181,15 @@ class TestMiniLM:
     @given(place=slices())
     def test_map(self, minilm: TokenizerCounter, place: tuple[str, int, int]) -> None:
         check_map(minilm, *place)
+
+    @settings(max_examples=400, deadline=None)
+    @given(text=TEXTS)
+    def test_words(self, minilm: TokenizerCounter, text: str) -> None:
+        check_words(minilm, text)
+
+    @pytest.mark.parametrize("name", NASTY)
+    def test_words_of_hard_texts(self, minilm: TokenizerCounter, name: str) -> None:
+        check_words(minilm, NASTY[name])
 
     @settings(max_examples=200, deadline=None)
     @given(text=TEXTS, start=st.integers(0, 40), max_tokens=st.integers(1, 12), max_chars=st.integers(1, 60))
