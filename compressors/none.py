@@ -11,16 +11,16 @@ from rag.types import Bubble, CompressedContext, Piece
 
 @dataclass(frozen=True, kw_only=True)
 class NoneCompressor(Compressor):
-    """Passes every chunk on whole."""
+    """Passes on whole what was selected."""
 
     counter: TokenCounter = service()
 
     def compress(self, bubble: Bubble) -> CompressedContext:
-        chunks = [hit.chunk for hit in bubble.hits]
-        tokens = self.counter.count(assemble(chunk.text for chunk in chunks))
+        texts = bubble.texts
+        tokens = self.counter.count(assemble(texts))
         pieces = tuple(
-            Piece(chunk_id=chunk.id, doc_id=chunk.doc_id, span=chunk.span, text=chunk.text, kept=(chunk.span,))
-            for chunk in chunks
+            Piece(chunk_id=hit.chunk.id, doc_id=hit.chunk.doc_id, span=hit.chunk.span, text=text, kept=kept)
+            for hit, text, kept in zip(bubble.hits, texts, bubble.spans, strict=True)
         )
         return CompressedContext(
             question=bubble.question,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rag.types import Bubble, CompressedContext, Span
+from rag.types import Bubble, CompressedContext, Decision, Span
 
 __all__ = ["Answer", "Citation", "Generation", "GenerationStats", "Prompt", "Segment", "StageTrace"]
 
@@ -116,7 +116,8 @@ class Answer:
                 "budget": self.bubble.budget,
                 "token_count": self.bubble.token_count,
                 "chunk_ids": [hit.chunk.id for hit in self.bubble.hits],
-                "decisions": [asdict(decision) for decision in self.bubble.decisions],
+                "kept": [[_pair(span) for span in spans] for spans in self.bubble.spans],
+                "decisions": [_decision_to_dict(decision) for decision in self.bubble.decisions],
             },
             "context": {
                 "token_count": context.token_count,
@@ -144,6 +145,15 @@ class Answer:
 
 def _pair(span: Span) -> list[int]:
     return [span.start, span.end]
+
+
+def _decision_to_dict(decision: Decision) -> dict[str, Any]:
+    return {
+        **{name: getattr(decision, name) for name in ("chunk_id", "action", "relevance", "gain", "redundancy")},
+        **{"tokens": decision.tokens, "reason": decision.reason},
+        "span": _pair(decision.span) if decision.span else None,
+        "parts": dict(decision.parts),
+    }
 
 
 def _citation_to_dict(citation: Citation) -> dict[str, Any]:

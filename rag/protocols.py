@@ -338,7 +338,7 @@ class Selector(Protocol):
 
     @abstractmethod
     def select(self, question: str, hits: Sequence[Hit], corpus: Corpus) -> Bubble:
-        """`token_count` is counted on `rag.text.assemble` of the chosen texts and is <= budget."""
+        """`token_count` is counted on `rag.text.assemble` of `Bubble.texts` and is <= budget."""
 
 
 class Compressor(Protocol):

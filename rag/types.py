@@ -293,7 +293,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One line of the ledger: what a selector did with one candidate, and why. `tokens` is what it would cost."""
+    """One line of the ledger: what a selector did with one candidate, and why. `tokens` is what it would cost.
+
+    A candidate is a chunk, or with `span` a part of it, in document coordinates. `parts` maps a component of the
+    relevance to its score.
+    """
 
     chunk_id: str
     action: str
@@ -302,17 +306,37 @@ class Decision:
     redundancy: float
     tokens: int
     reason: str
+    span: Span | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bubble:
-    """The selected context, in reading order, with the ledger of every decision that led to it."""
+    """The selected context, in reading order, with the ledger of every decision that led to it.
+
+    `kept` has for each hit the parts of its chunk that were chosen, sorted, in document coordinates; () for all hits
+    means whole chunks.
+    """
 
     question: str
     hits: tuple[Hit, ...]
     token_count: int
     budget: int
     decisions: tuple[Decision, ...]
+    kept: tuple[tuple[Span, ...], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[Span, ...], ...]:
+        """What of each hit was chosen, whole chunks as one span."""
+        return self.kept or tuple((hit.chunk.span,) for hit in self.hits)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The chosen text of each hit: the slices of `spans`, joined."""
+        return tuple(
+            "".join(hit.chunk.text[one.start - hit.chunk.span.start : one.end - hit.chunk.span.start] for one in spans)
+            for hit, spans in zip(self.hits, self.spans, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

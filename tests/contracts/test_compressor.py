@@ -13,7 +13,7 @@ from rag.embedders.hashing import HashingEmbedder
 from rag.protocols import Compressor
 from rag.text import assemble
 from rag.tokens import WordCounter
-from rag.types import Bubble, CompressedContext, Hit
+from rag.types import Bubble, CompressedContext, Hit, Span
 from tests.corpora import MemoryCorpus, plugins_of, topic_corpus
 
 COUNTER = WordCounter()
@@ -52,15 +52,16 @@ def check(context: CompressedContext, bubble: Bubble, corpus: MemoryCorpus, comp
     assert context.question == bubble.question
     assert context.compressor == compressor_name(compressor)
     assert context.token_count == COUNTER.count(assemble(piece.text for piece in context.pieces))
-    assert context.source_token_count == COUNTER.count(assemble(hit.chunk.text for hit in bubble.hits))
+    assert context.source_token_count == COUNTER.count(assemble(bubble.texts))
     chunks = {hit.chunk.id: hit.chunk for hit in bubble.hits}
+    chosen = {hit.chunk.id: spans for hit, spans in zip(bubble.hits, bubble.spans, strict=True)}
     order = list(chunks)
     places = [order.index(piece.chunk_id) for piece in context.pieces]
     assert places == sorted(set(places)), "pieces keep the order of the bubble, one a chunk"
     for piece in context.pieces:
         chunk = chunks[piece.chunk_id]
         assert (piece.doc_id, piece.span) == (chunk.doc_id, chunk.span)
-        assert all(piece.span.contains(kept) for kept in piece.kept)
+        assert all(any(span.contains(kept) for span in chosen[piece.chunk_id]) for kept in piece.kept)
         assert all(left.end <= right.start for left, right in pairwise(piece.kept))
         assert piece.verbatim or not compressor.verbatim
         if piece.verbatim:
@@ -73,9 +74,20 @@ def compressor_name(compressor: Compressor) -> str:
 
 
 @pytest.mark.parametrize("rows", [range(0), range(1), range(3, 9), range(25)])
-def test_pieces_are_exact(compressor: Compressor, corpus: MemoryCorpus, rows: range) -> None:
+@pytest.mark.parametrize("parts", [False, True])
+def test_pieces_are_exact(compressor: Compressor, corpus: MemoryCorpus, rows: range, parts: bool) -> None:
     bubble = bubble_of(corpus, rows)
+    if parts:
+        bubble = with_parts(bubble)
     check(compressor.compress(bubble), bubble, corpus, compressor)
+
+
+def with_parts(bubble: Bubble) -> Bubble:
+    """Of every chunk its first third and its last fourth."""
+    spans = [hit.chunk.span for hit in bubble.hits]
+    kept = tuple((Span(one.start, one.start + len(one) // 3), Span(one.end - len(one) // 4, one.end)) for one in spans)
+    made = dataclasses.replace(bubble, kept=kept)
+    return dataclasses.replace(made, token_count=COUNTER.count(assemble(made.texts)))
 
 
 @pytest.mark.parametrize("target", [1, 7, 30, 100, 250])

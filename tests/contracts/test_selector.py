@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rag.embedders.hashing import HashingEmbedder
 from rag.protocols import Selector
 from rag.text import assemble
 from rag.tokens import WordCounter
-from rag.types import Bubble, Chunk, Document, Hit
+from rag.types import Bubble, Chunk, Document, Hit, Span
 from tests.corpora import MemoryCorpus, plugins_of, topic_documents
 
 EMBEDDER = HashingEmbedder(buckets=128)
@@ -75,16 +76,19 @@ def orders(size: int) -> Any:
 
 
 def covered(bubble: Bubble, hits: Sequence[Hit]) -> int:
-    """Characters of the offered hits whose content is in the bubble: chosen, inside a chosen span, or a copy."""
-
-    def inside(chunk: Chunk) -> bool:
-        return any(
-            chosen.chunk.key == chunk.key
-            or (chosen.chunk.doc_id == chunk.doc_id and chosen.chunk.span.contains(chunk.span))
-            for chosen in bubble.hits
-        )
-
-    return sum(len(text) for text in {hit.chunk.text for hit in hits if inside(hit.chunk)})
+    """Characters of the offered hits that are in the bubble, in their own document or as a copy of a chosen chunk."""
+    chosen: dict[str, list[Span]] = {}
+    copies: dict[str, int] = {}
+    for hit, spans in zip(bubble.hits, bubble.spans, strict=True):
+        chosen.setdefault(hit.chunk.doc_id, []).extend(spans)
+        copies[hit.chunk.key] = sum(map(len, spans))
+    total: dict[str, int] = {}
+    for hit in hits:
+        span = hit.chunk.span
+        places = {at for one in chosen.get(hit.chunk.doc_id, ()) for at in range(one.start, one.end)}
+        here = len(places & set(range(span.start, span.end)))
+        total[hit.chunk.text] = max(total.get(hit.chunk.text, 0), here, copies.get(hit.chunk.key, 0))
+    return sum(total.values())
 
 
 ORDERS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,19 +102,40 @@ def test_budget_ledger_and_order(make: Callable[..., Selector], corpus: MemoryCo
     bubble = make(budget).select(QUESTION, hits, corpus)
     assert bubble.question == QUESTION
     assert bubble.budget == budget
-    assert bubble.token_count == COUNTER.count(assemble(hit.chunk.text for hit in bubble.hits)) <= budget
+    assert bubble.token_count == COUNTER.count(assemble(bubble.texts)) <= budget
+    check_spans(bubble)
     check_ledger(bubble, hits)
     check_source(bubble, hits, corpus)
     check_duplicates(bubble)
     assert [hit.chunk.id for hit in bubble.hits] == in_reading_order(bubble)
 
 
+def check_spans(bubble: Bubble) -> None:
+    """What is kept of a chunk lies in it, in order and apart, and no character of a document is chosen twice."""
+    seen: set[tuple[str, int]] = set()
+    for hit, spans in zip(bubble.hits, bubble.spans, strict=True):
+        assert spans
+        assert all(hit.chunk.span.contains(span) and len(span) for span in spans)
+        assert all(left.end < right.start for left, right in pairwise(spans)), "touching parts are one"
+        places = {(hit.chunk.doc_id, at) for span in spans for at in range(span.start, span.end)}
+        if bubble.kept:
+            assert not places & seen
+        seen |= places
+
+
 def check_ledger(bubble: Bubble, hits: Sequence[Hit]) -> None:
-    decided = [decision.chunk_id for decision in bubble.decisions]
+    decided = [(decision.chunk_id, decision.span) for decision in bubble.decisions]
     assert len(decided) == len(set(decided)), "one decision a candidate"
-    assert {hit.chunk.id for hit in hits} <= set(decided), "every candidate is decided"
-    replayed = {decision.chunk_id for decision in bubble.decisions if not decision.action.startswith("skip-")}
-    assert replayed == {hit.chunk.id for hit in bubble.hits}
+    assert {hit.chunk.id for hit in hits} <= {chunk_id for chunk_id, _ in decided}, "every candidate is decided"
+    taken: dict[str, list[Span | None]] = {}
+    for decision in bubble.decisions:
+        if not decision.action.startswith("skip-"):
+            taken.setdefault(decision.chunk_id, []).append(decision.span)
+    assert taken.keys() == {hit.chunk.id for hit in bubble.hits}
+    for hit, spans in zip(bubble.hits, bubble.spans, strict=True):
+        parts = [one or hit.chunk.span for one in taken[hit.chunk.id]]
+        replayed = {at for one in parts for at in range(one.start, one.end)}
+        assert replayed == {at for one in spans for at in range(one.start, one.end)}
     assert all(decision.reason and decision.tokens >= 0 for decision in bubble.decisions)
 
 
@@ -127,7 +152,7 @@ def check_duplicates(bubble: Bubble) -> None:
     assert len(keys) == len(set(keys))
     for one in bubble.hits:
         for other in bubble.hits:
-            if one is not other and one.chunk.doc_id == other.chunk.doc_id:
+            if not bubble.kept and one is not other and one.chunk.doc_id == other.chunk.doc_id:
                 assert not other.chunk.span.contains(one.chunk.span)
 
 
@@ -151,8 +176,7 @@ def test_a_larger_budget_never_covers_less(
 def test_enough_budget_covers_the_best_hit(make: Callable[..., Selector], corpus: MemoryCorpus) -> None:
     hits = hits_of(corpus, range(0, len(corpus), 3))
     bubble = make(5000).select(QUESTION, hits, corpus)
-    best = hits[0].chunk
-    assert any(hit.chunk.doc_id == best.doc_id and hit.chunk.span.contains(best.span) for hit in bubble.hits)
+    assert covered(bubble, hits[:1]) == len(hits[0].chunk.text)
 
 
 def test_same_input_same_bubble(make: Callable[..., Selector], corpus: MemoryCorpus) -> None:
