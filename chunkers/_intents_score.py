@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TERMS", "Score", "Weights"]
 
+_TITLE = 3.0
+"""Off for a cut between a title and its text: more than any other term gives for one."""
 TERMS = ("intent", "coherence", "size", "structure")
 
 
@@ -35,6 +37,7 @@ class Weights:
     w_paragraph: float
     w_section: float
     target_chars: int
+    line_paragraphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ class Score:
 
         weights, values = self.weights, np.full(len(self.atoms), -self.weights.beta)
         if weights.objective == "length-weighted":
-            values += weights.w_paragraph * self.atoms.paragraphs + weights.w_section * self.atoms.sections
+            paragraphs, sections = self.atoms.paragraphs, self.atoms.sections
+            if weights.line_paragraphs:
+                opened, titles = self.atoms.lines
+                paragraphs, sections = paragraphs | opened, sections | titles
+                values[1:] -= _TITLE * (titles[:-1] & opened[1:])
+            values += weights.w_paragraph * paragraphs + weights.w_section * sections
         values[0] = 0.0
         return values
 

@@ -17,8 +17,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chunkers._cuts import CutLevels
+from chunkers._lines import inner_stops, lines_of
 from chunkers._pack import Ruler, split
 from rag.protocols import Embedder
+from rag.text import may_cut
 from rag.types import Document
 
 if TYPE_CHECKING:
@@ -46,14 +48,22 @@ class Atoms:
     embedder: Embedder | None = None
 
     @classmethod
-    def of(cls, document: Document, ruler: Ruler, embedder: Embedder | None = None) -> Atoms:
-        """Sentences; one that exceeds the limits of `ruler` is cut at line ends, then at words."""
+    def of(
+        cls, document: Document, ruler: Ruler, embedder: Embedder | None = None, long_chars: int | None = None
+    ) -> Atoms:
+        """Sentences; one that exceeds the limits of `ruler` is cut at line ends, then at words.
+
+        One with more than `long_chars` characters (None: none) is cut at the stops inside of it before that: to a
+        splitter of sentences, all that stands between two quotes or brackets may be one.
+        """
         text, finer = document.text, CutLevels(document, ("lines",))
         ends: list[int] = []
         start = 0
         for end in (*CutLevels(document, ("sentences",)).points(0), len(text)):
-            ends.extend([end] if ruler.fits(start, end) else split(ruler, finer, start, end))
-            start = end
+            inside = inner_stops(text, start, end) if long_chars is not None and end - start > long_chars else []
+            for stop in (*(at for at in inside if may_cut(text, at)), end):
+                ends.extend([stop] if ruler.fits(start, stop) else split(ruler, finer, start, stop))
+                start = stop
         return cls(document, ruler, tuple(ends), embedder)
 
     def __len__(self) -> int:
@@ -135,6 +145,16 @@ class Atoms:
         """(n,) True for atoms that open a section: they begin with a heading."""
         cuts = CutLevels(self.document, ("headings",))
         return self.opens(cuts.points(len(cuts) - 1) if len(cuts) else [])
+
+    @cached_property
+    def lines(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(n,) True for atoms that open a line, where lines are paragraphs; (n,) True for those that open a title."""
+        import numpy as np
+
+        found = lines_of(self.document.text)
+        pairs = zip(self.starts, self.texts, strict=True)
+        seen = np.array([start + len(text) - len(text.lstrip()) if text.strip() else -1 for start, text in pairs])
+        return np.isin(seen, found.paragraphs), np.isin(seen, found.titles)
 
 
 def reach_back(atoms: Atoms, max_atoms: int | None = None) -> NDArray[np.int64]:

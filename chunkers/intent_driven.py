@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chunkers._base import tiles_of
 from chunkers._embedded import EmbeddedChunker
+from chunkers._headers import Headers
 from chunkers._intents import gathered, intent_count
 from chunkers._intents_score import TERMS, Score, Weights
 from chunkers._intents_sources import ModelQuestions, QueryLog, Source, headings, heuristic
@@ -50,6 +51,14 @@ class IntentDrivenChunker(EmbeddedChunker):
     of the sentences'. `refine`: join neighbours of which one is a single sentence where both serve one intent, and
     split chunks over ten sentences at the paragraph nearest to their middle.
 
+    `line_paragraphs`: in a text whose lines are paragraphs (most long lines end like a sentence), a line opens a
+    paragraph, and a short line without a stop is a title: a section that no cut parts from its text. `split_long`: a
+    sentence over `target_chars` is cut at the stops inside, since all that stands in brackets or quotes may be one.
+    Both are for the length-weighted objective only. They and the weights were chosen on the development halves of
+    Chroma's corpora, SQuAD articles and COVID-QA. Recall at 200, 400 and 800 tokens there, chunks of 500 characters,
+    less that of sentence packing: Chroma +1.5, +1.4, +1.4 points (no difference that can be told from chance), SQuAD
+    +9.6, +7.6, +4.0 (beyond it), COVID-QA +4.0, +3.3, +1.9 (not); Chroma with chunks of 800: +2.7, +7.0, +7.2.
+
     Source: IDC (arXiv 2602.14784).
     Deviations: intents need no language model (the paper's come from Gemini 2.5 Flash); the length-weighted objective
     and its sizes in characters; a chunk vector is the plain mean of its sentences'; hard limits; exact spans.
@@ -70,6 +79,8 @@ class IntentDrivenChunker(EmbeddedChunker):
     beta: float | None = None
     max_atoms: int | None = None
     refine: bool = False
+    line_paragraphs: bool = True
+    split_long: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +100,11 @@ class IntentDrivenChunker(EmbeddedChunker):
 
     def group(self, atoms: Atoms) -> list[Chunk]:
         return self._chunks(atoms, self._planned(atoms)[1])
+
+    def atoms(self, document: Document) -> Atoms:
+        header = Headers(self, document, path=True, title=True, rows=False).at if self.heading_header else None
+        long_chars = self.target_chars if self.split_long and self.objective == "length-weighted" else None
+        return Atoms.of(document, self.ruler(document, header=header), self.embedder, long_chars)
 
     def segment(self, atoms: Atoms, low: NDArray[np.int64]) -> list[int]:
         return self._best(self.score(atoms), low)
@@ -120,7 +136,15 @@ class IntentDrivenChunker(EmbeddedChunker):
         beta = self.beta if self.beta is not None else (0.5 if self.objective == "paper" else 0.0)
         values = {name: getattr(self, name) for name in _WEIGHTS}
         return Score(
-            atoms, found, Weights(objective=self.objective, target_chars=self.target_chars, beta=beta, **values)
+            atoms,
+            found,
+            Weights(
+                objective=self.objective,
+                target_chars=self.target_chars,
+                beta=beta,
+                line_paragraphs=self.line_paragraphs,
+                **values,
+            ),
         )
 
     @cached_property
@@ -155,7 +179,8 @@ class IntentDrivenChunker(EmbeddedChunker):
         return score, checked(atoms, joined(atoms, self._best(score, low), low, self.min_tokens))
 
     def _chunks(self, atoms: Atoms, cuts: Sequence[int]) -> list[Chunk]:
-        return self.cut(atoms.document, tiles_of(atoms.ends[cut - 1] for cut in cuts), atoms.ruler.tokens)
+        ranges = tiles_of(atoms.ends[cut - 1] for cut in cuts)
+        return self.cut(atoms.document, ranges, atoms.ruler.tokens, atoms.ruler.header)
 
     def _record(self, score: Score, cuts: list[int]) -> dict[str, Any]:
         atoms, intents, terms = score.atoms, score.intents, score.terms(cuts)

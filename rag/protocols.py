@@ -122,7 +122,7 @@ class Chunker(Protocol):
 
     needs_question: ClassVar[bool] = False
     reads_around: ClassVar[bool] = False
-    """True when chunks carry a `surround`: only an embedder that `reads_within` can embed them."""
+    """True when vectors are pooled from tokens that are read with the text around: the embedder must `reads_within`."""
 
     @property
     def shaped_by(self) -> str:

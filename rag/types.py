@@ -56,19 +56,21 @@ def content_key(header: str, text: str, surround: str = "") -> str:
     return _digest(header, text, surround, size=16) if surround else _digest(header, text, size=16)
 
 
-_SURROUND = re.compile(r"(\d{1,9})-(\d{1,9})-(\d{1,2}|100)-[0-9a-f]{16}", re.ASCII)
+_SURROUND = re.compile(r"(\d{1,9})-(\d{1,9})-(\d{1,2}|100)-[0-9a-f]{16}(-sentences)?", re.ASCII)
 
 
-def surround_of(text: str, span: Span, stretch: Span, percent: int = 100) -> str:
+def surround_of(text: str, span: Span, stretch: Span, percent: int = 100, *, sentences: bool = False) -> str:
     """Names what `stretch` holds around `span`: `before-after-percent-digest`; "" when it holds nothing.
 
     `before` and `after` count characters. `percent`, 1 to 100, is the weight of the vector that is read with them; the
-    rest is that of the text alone.
+    rest is that of the text alone. `sentences`: the weight is that of the vectors of the sentences there, each read
+    alone, instead of that of the chunk read with its stretch; the name ends with `-sentences`.
     """
     before, after = text[stretch.start : span.start], text[span.end : stretch.end]
     if not (stretch.contains(span) and stretch.end <= len(text)):
         raise ValueError(f"{stretch} does not hold {span} inside of a text with {len(text)} characters")
-    return f"{len(before)}-{len(after)}-{percent}-{_digest(before, after, size=8)}" if before or after else ""
+    kind = "-sentences" if sentences else ""
+    return f"{len(before)}-{len(after)}-{percent}-{_digest(before, after, size=8)}{kind}" if before or after else ""
 
 
 def parse_chunk_id(chunk_id: str) -> tuple[str, Span]:
@@ -246,12 +248,17 @@ class Chunk:
         return self._surround[2]
 
     @property
+    def of_sentences(self) -> bool:
+        """True when the other part of the vector is made of those of the sentences in the stretch."""
+        return self.surround.endswith("-sentences")
+
+    @property
     def _surround(self) -> tuple[int, int, int]:
         """(characters before, after, percent); ValueError when `surround` says nothing of the kind."""
         if not self.surround:
             return 0, 0, 0
         found = _SURROUND.fullmatch(self.surround)
-        before, after, percent = map(int, found.groups()) if found else (0, 0, 0)
+        before, after, percent = map(int, found.groups()[:3]) if found else (0, 0, 0)
         if not before + after or not percent or before > self.span.start:
             raise ValueError(f"chunk {self.id}: {self.surround!r} names no text around it")
         return before, after, percent
@@ -262,11 +269,14 @@ class Chunk:
         ValueError when that text is not the one around the chunk.
         """
         stretch = self.stretch
-        if stretch.end > len(text) or surround_of(text, self.span, stretch, self.late_percent) != self.surround:
+        if stretch.end > len(text) or self._named(text, stretch) != self.surround:
             raise ValueError(f"chunk {self.id}: the text around it is not the one that its vector is read with")
         lead = f"{self.header}\n" if self.header else ""
         start = len(lead) + self.span.start - stretch.start
         return lead + text[stretch.start : stretch.end], start, start + len(self.span)
+
+    def _named(self, text: str, stretch: Span) -> str:
+        return surround_of(text, self.span, stretch, self.late_percent, sentences=self.of_sentences)
 
     @property
     def embed_text(self) -> str:

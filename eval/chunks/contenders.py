@@ -92,7 +92,8 @@ class Ours(Contender):
     def chunker(self, value: int, embedder: Embedder | None = None, knob: str | None = None) -> Chunker:
         given = embedder or self.embedder
         services = {**self.services, "embedder": given, "counter": given.counter}
-        chunker: Chunker = build("chunker", {**self.spec, knob or self.knob: value}, services=services, path=self.name)
+        spec = _with_knob(self.spec, (knob or self.knob).split("."), value)
+        chunker: Chunker = build("chunker", spec, services=services, path=self.name)
         return chunker
 
     def cut(self, documents: Mapping[str, Document], value: int) -> Cut:
@@ -165,14 +166,26 @@ class Peer(Contender):
         return pieces
 
 
+def _with_knob(spec: Mapping[str, Any], path: Sequence[str], value: int) -> dict[str, Any]:
+    """The spec with a parameter set, of the plugin itself or, for a longer path, of one inside it."""
+    name, *rest = path
+    if not rest:
+        return {**spec, name: value}
+    inner = spec.get(name, {})
+    return {**spec, name: _with_knob({"use": inner} if isinstance(inner, str) else inner, rest, value)}
+
+
 def ours_of(spec: Spec, embedder: Embedder, services: Mapping[str, Any] | None = None) -> Ours:
-    """The contender of a spec; besides parameters it may have `knob` (which one sets the size) and `label`."""
+    """The contender of a spec; besides parameters it may have `label`, and `knob`: which parameter sets the size.
+
+    A knob inside of a nested chunker has a dot: `chunker.target_chars`.
+    """
     given: dict[str, Any] = {"use": spec} if isinstance(spec, str) else dict(spec)
     label, knob = given.pop("label", None), given.pop("knob", None)
     plugin = load("chunker", spec_name(given, path="--chunker"), path="--chunker")
     known = [one.name for one in dataclasses.fields(plugin)]
     wanted = knob or next((name for name in _KNOBS if name in known and name not in given), None)
-    if wanted not in known:
+    if str(wanted).partition(".")[0] not in known:
         problem = f"no parameter {knob!r}" if knob else "no parameter that surely sets the size"
         raise UsageError(f"--chunker {given['use']}: {problem}; name one with 'knob', of: {', '.join(known)}")
     rest = ", ".join(f"{key}={value}" for key, value in given.items() if key != "use")

@@ -27,6 +27,7 @@ __all__ = [
     "pool_of",
     "read_pool",
     "read_structured",
+    "strings_of",
 ]
 
 Half = Literal["dev", "test", "all"]
@@ -137,7 +138,7 @@ class LeakGuard:
 
     def check(self, spec: Any, name: str) -> None:
         """UsageError when the parameters of a chunker, or files that they name, hold questions."""
-        found = self.leaks(_strings(spec))
+        found = self.leaks(strings_of(spec))
         if found:
             raise UsageError(
                 f"--chunker {name}: its parameters hold {len(found)} of the questions that it would be tested with "
@@ -157,7 +158,7 @@ def _folded(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _strings(value: Any) -> Iterable[str]:
+def strings_of(value: Any) -> Iterable[str]:
     """Every text inside of a spec, and the content of every file that one of them names."""
     if isinstance(value, str):
         yield value
@@ -165,10 +166,10 @@ def _strings(value: Any) -> Iterable[str]:
             yield Path(value).read_text(encoding="utf-8", errors="replace")
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _strings(inner)
+            yield from strings_of(inner)
     elif isinstance(value, Sequence):
         for inner in value:
-            yield from _strings(inner)
+            yield from strings_of(inner)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,5 +178,7 @@ def _index_tokens(piece: Piece, alone: int, counter: TokenCounter, texts: Mappin
     chunk = piece.chunk
     if chunk is None:
         return alone
+    if chunk.of_sentences:  # every sentence once, whatever number of stretches holds it
+        return counter.count(chunk.text) + (alone if chunk.late_percent < 100 else 0)
     around = counter.count(chunk.within(texts[chunk.doc_id])[0])
     return around + (alone if chunk.late_percent < 100 else 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rag.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from rag.protocols import Embedder, Vectors
+    from rag.protocols import Embedder, TokenCounter, Vectors
     from rag.types import Chunk
 
 __all__ = ["check_reads", "embed_chunks"]
@@ -24,14 +24,56 @@ def embed_chunks(embedder: Embedder, chunks: Sequence[Chunk], text_of: Callable[
     """
     contents = {chunk.key: chunk for chunk in chunks}
     alone = {key: chunk.embed_text for key, chunk in contents.items() if chunk.late_percent < 100}
-    late = {key: _piece(chunk, text_of) for key, chunk in contents.items() if chunk.surround}
+    around = {key: _piece(chunk, text_of) for key, chunk in contents.items() if chunk.surround}
+    late = {key: piece for key, piece in around.items() if not contents[key].of_sentences}
     vectors: dict[str, Vectors] = {}
     if alone:
         vectors.update(zip(alone, embedder.embed(list(alone.values())), strict=True))
     if late:
         for key, vector in zip(late, embedder.embed_within(list(late.values())), strict=True):
             vectors[key] = _mixed(vectors[key], vector, contents[key].late_percent) if key in vectors else vector
+    pooled = {key: piece for key, piece in around.items() if contents[key].of_sentences}
+    if pooled:
+        for key, vector in zip(pooled, _pooled(embedder, list(pooled.values())), strict=True):
+            vectors[key] = _mixed(vectors[key], vector, contents[key].late_percent) if key in vectors else vector
     return vectors
+
+
+def _pooled(embedder: Embedder, pieces: Sequence[tuple[str, int, int]]) -> list[Vectors]:
+    """Half the mean of the sentences in text[start:end], half that of all in the text; weights are characters.
+
+    Every distinct sentence is embedded once. A sentence that the encoder cannot read at once counts in parts.
+    """
+    from rag.vectors import as_unit
+
+    split = [_sentences(text, embedder.counter) for text, _, _ in pieces]
+    texts = [[text[a:b] for a, b in spans] for (text, _, _), spans in zip(pieces, split, strict=True)]
+    rows = {one: row for row, one in enumerate(dict.fromkeys(one for each in texts for one in each))}
+    matrix = embedder.embed(list(rows))
+    found = []
+    for (_, start, end), spans, each in zip(pieces, split, texts, strict=True):
+        own = matrix[[rows[one] for one in each]]
+        sizes = [b - a for a, b in spans]
+        inside = [size if a < end and start < b else 0 for size, (a, b) in zip(sizes, spans, strict=True)]
+        found.append(as_unit(as_unit(inside @ own) + as_unit(sizes @ own)))
+    return found
+
+
+def _sentences(text: str, counter: TokenCounter) -> list[tuple[int, int]]:
+    """The sentences of a stretch, those over the limit in parts; blank ones are left out."""
+    from rag.text import TokenMap, fit_tokens, sentence_spans
+    from rag.types import Document
+
+    tokens, limit = TokenMap(counter, text), counter.limit or len(text) + 1
+    parts: list[tuple[int, int]] = []
+    for span in sentence_spans(Document(text=text, source="")):
+        start = span.start
+        while start < span.end:
+            end = fit_tokens(tokens, text, start, span.end, limit, span.end - start)
+            if text[start:end].strip():
+                parts.append((start, end))
+            start = end
+    return parts
 
 
 def _mixed(alone: Vectors, late: Vectors, percent: int) -> Vectors:
