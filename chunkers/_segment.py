@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from chunkers._cuts import CutLevels
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     Gain = Callable[[int, int], Floats]
     """`gain(i, low)`: the scores of the chunks (j, i) for j = low .. i-1, as one array."""
 
-__all__ = ["Atoms", "best_cuts", "checked", "coherence_gain", "joined", "reach_back", "size_penalty"]
+__all__ = ["Atoms", "best_cuts", "checked", "coherence_gain", "joined", "reach_back", "size_penalty", "within_limits"]
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,25 @@ def checked(atoms: Atoms, cuts: Sequence[int]) -> list[int]:
             start = cut
         done.append(end)
         start = end
+    return done
+
+
+def within_limits(cuts: Sequence[int], strength: Floats, low: NDArray[np.int64]) -> list[int]:
+    """The cuts, and where a group is over the limits, more of them where `strength` is largest.
+
+    `strength` is (n - 1,): strength[i] is that of the place after atom i. Of equal ones the first is taken.
+    """
+    import numpy as np
+
+    done: list[int] = []
+    open_groups = list(pairwise((0, *cuts)))[::-1]
+    while open_groups:
+        start, end = open_groups.pop()
+        if low[end] <= start:
+            done.append(end)
+            continue
+        middle = start + 1 + int(np.argmax(strength[start : end - 1]))
+        open_groups.extend([(middle, end), (start, middle)])
     return done
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from chunkers._likelihood import Likelihood, LikelihoodChunker, Unit
-from chunkers._segment import Atoms, best_cuts, size_penalty
+from chunkers._segment import Atoms, best_cuts, size_penalty, within_limits
 from rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,9 +68,15 @@ class PerplexityChunker(LikelihoodChunker):
     def segment(
         self, atoms: Atoms, low: NDArray[np.int64], asked: Likelihood
     ) -> tuple[list[int], str, Sequence[Mapping[str, Any]]]:
+        import numpy as np
+
         text, count = atoms.document.text, len(atoms)
         if count < (3 if self.objective == "paper" else 2):  # nothing that a loss could decide
-            return _within_limits([count], None, low), "too few sentences for the model to decide", []
+            return (
+                within_limits([count], np.zeros(max(0, count - 1)), low),
+                "too few sentences for the model to decide",
+                [],
+            )
         values = asked.means(text, atoms.ends, unit=self.unit)
         minima = _minima(values, self.threshold)
         places = [{"loss": round(loss, 4), "minimum": at in minima} for at, loss in enumerate(values.tolist())]
@@ -85,7 +90,7 @@ class PerplexityChunker(LikelihoodChunker):
         return self.target_tokens or max(1.0, 0.75 * self.token_limit)
 
     def _grouped(self, atoms: Atoms, low: NDArray[np.int64], values: Floats, minima: Mapping[int, None]) -> list[int]:
-        cuts = _within_limits([*(at + 1 for at in minima), len(atoms)], values, low)
+        cuts = within_limits([*(at + 1 for at in minima), len(atoms)], -values[:-1], low)
         return _merged(atoms, cuts, low, self._target)
 
     def _best(self, atoms: Atoms, low: NDArray[np.int64], values: Floats) -> list[int]:
@@ -105,22 +110,6 @@ def _minima(values: Floats, threshold: float) -> dict[int, None]:
     valley = (inner < values[:-2]) & (inner < values[2:]) & (np.maximum(fall, rise) >= threshold)
     level = (inner < values[:-2]) & (inner == values[2:]) & (fall >= threshold)
     return dict.fromkeys((np.flatnonzero(valley | level) + 1).tolist())
-
-
-def _within_limits(cuts: Sequence[int], values: Floats | None, low: NDArray[np.int64]) -> list[int]:
-    """The cuts, and where a group is over the limits, more of them after its lowest losses."""
-    import numpy as np
-
-    done: list[int] = []
-    open_groups = list(pairwise((0, *cuts)))[::-1]
-    while open_groups:
-        start, end = open_groups.pop()
-        if low[end] <= start:
-            done.append(end)
-            continue
-        middle = start + 1 + (int(np.argmin(values[start : end - 1])) if values is not None else 0)
-        open_groups.extend([(middle, end), (start, middle)])
-    return done
 
 
 def _merged(atoms: Atoms, cuts: Sequence[int], low: NDArray[np.int64], target: float) -> list[int]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from chunkers._boundary import pair_features, weights
 from chunkers._embedded import EmbeddedChunker
-from chunkers._segment import Atoms, best_cuts, coherence_gain, size_penalty
+from chunkers._segment import Atoms, best_cuts, coherence_gain, size_penalty, within_limits
 from rag.errors import ConfigError
 from rag.types import Chunk, Document
 
@@ -73,7 +72,7 @@ class SageChunker(EmbeddedChunker):
             return self._best(atoms, low, prior)
         together = 1.0 / (1.0 + np.exp(np.clip(prior[1:], -60.0, 60.0)))
         cuts = [*(np.flatnonzero(together < self.ss) + 1).tolist(), len(atoms)]
-        return _within_limits(cuts, prior, low)
+        return within_limits(cuts, prior[1:], low)
 
     @property
     def learned(self) -> bool:
@@ -103,19 +102,3 @@ class SageChunker(EmbeddedChunker):
             )
         scoring = "learned" if self.learned else "coherence"
         return {"chunker": self.plugin, "reason": reason, "scoring": scoring, "embedder": self.embedder.fingerprint}
-
-
-def _within_limits(cuts: Sequence[int], log_odds: NDArray[np.float64], low: NDArray[np.int64]) -> list[int]:
-    """The cuts, and where a group is over the limits, more of them at its highest log-odds."""
-    import numpy as np
-
-    done: list[int] = []
-    open_groups = list(pairwise((0, *cuts)))[::-1]
-    while open_groups:
-        start, end = open_groups.pop()
-        if low[end] <= start:
-            done.append(end)
-            continue
-        middle = start + 1 + int(np.argmax(log_odds[start + 1 : end]))
-        open_groups.extend([(middle, end), (start, middle)])
-    return done

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from chunkers._embedded import EmbeddedChunker
-from chunkers._segment import Atoms
+from chunkers._segment import Atoms, within_limits
 from rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class SemanticChunker(EmbeddedChunker):
             return [1]
         distances = self.distances(atoms)
         cuts = [int(at) + 1 for at in _above(distances, self.threshold, self._amount)]
-        return _within_limits([*cuts, len(atoms)], distances, low)
+        return within_limits([*cuts, len(atoms)], distances, low)
 
     @property
     def _amount(self) -> float:
@@ -89,19 +88,3 @@ def _above(distances: NDArray[np.float64], kind: str, amount: float) -> NDArray[
         limit = values.mean() + amount * (high - low)
     found: NDArray[np.int64] = np.flatnonzero(values > limit)
     return found
-
-
-def _within_limits(cuts: Sequence[int], distances: NDArray[np.float64], low: NDArray[np.int64]) -> list[int]:
-    """The cuts, and where a group is over the limits, more of them at its largest distances."""
-    import numpy as np
-
-    done: list[int] = []
-    open_groups = [(start, end) for start, end in zip([0, *cuts[:-1]], cuts, strict=True)][::-1]
-    while open_groups:
-        start, end = open_groups.pop()
-        if low[end] <= start:
-            done.append(end)
-            continue
-        middle = start + 1 + int(np.argmax(distances[start : end - 1]))
-        open_groups.extend([(middle, end), (start, middle)])
-    return done
