@@ -12,7 +12,7 @@ from rag.errors import UsageError
 
 __all__ = ["eval_app"]
 
-eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks, papers.")
+eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks, papers, select.")
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")
@@ -63,10 +63,7 @@ def chunks(
     Example: rag eval chunks --data DATA --out out --chunker semantic --size 500 --cache vectors
     """
     set_verbosity(verbose)
-    if data is None or out is None:
-        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
-    if half not in ("dev", "test", "all"):
-        raise UsageError(f"--half {half}: expected dev, test or all")
+    data, out = _folders(data, out, half)
     from eval.chunks.report import dressed, markdown, write
     from eval.chunks.run import Settings, run
 
@@ -110,8 +107,7 @@ def papers(
     Example: rag eval papers --data DATA --out out --cache vectors
     """
     set_verbosity(verbose)
-    if data is None or out is None:
-        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
+    data, out = _folders(data, out)
     from eval.papers.report import markdown, run, write
 
     err = console()
@@ -121,6 +117,77 @@ def papers(
         print_json(report)
     elif not quiet:
         typer.echo(markdown(report))
+
+
+@eval_app.command("select")
+def select(
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for select.json and select.md.")] = None,
+    selector: Annotated[
+        list[str] | None, typer.Option(help="Name, or YAML such as '{use: mmr, lam: 0.7}'; repeatable.")
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="The selector that the others are compared with.")] = "top-k",
+    retriever: Annotated[
+        list[str] | None, typer.Option(help="Name or YAML; repeatable. Default: hybrid, 100 hits.")
+    ] = None,
+    chunker: Annotated[str | None, typer.Option(help="Name or YAML. Default: as each set needs.")] = None,
+    sets: SetOption = None,
+    half: Annotated[str, typer.Option(help="dev (for knobs), test (touch it once) or all.")] = "dev",
+    budget: Annotated[list[int] | None, typer.Option(min=1, help="Tokens; repeatable. Default: 200, 400, 800.")] = None,
+    counter: Annotated[
+        list[str] | None, typer.Option(help="Whose tokens: embedder or generator; repeatable. Default: both.")
+    ] = None,
+    embedder: Annotated[str, typer.Option(help="Name or YAML of the embedder.")] = "minilm",
+    references: Annotated[bool, typer.Option(help="Add random, lead and oracle.")] = True,
+    cache: CacheOption = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Compare selectors at equal tokens over the same hits: recall of the evidence, intervals, costs.
+
+    Example: rag eval select --data DATA --out out --selector mmr --set squad_long --budget 400 --cache work
+    """
+    set_verbosity(verbose)
+    data, out = _folders(data, out, half)
+    from eval.select.report import markdown, timings_of, write
+    from eval.select.run import run
+    from eval.select.settings import Settings
+
+    given: dict[str, Any] = {
+        "selectors": tuple(_spec(text) for text in selector) if selector else Settings.selectors,
+        "retrievers": tuple(_spec(text) for text in retriever) if retriever else Settings.retrievers,
+        "sets": tuple(sets) if sets else Settings.sets,
+        "budgets": tuple(budget) if budget else Settings.budgets,
+        "counters": tuple(counter) if counter else Settings.counters,
+        "chunker": _spec(chunker) if chunker else None,
+    }
+    options: dict[str, Any] = {"half": half, "cache": cache, "resamples": resamples, "seed": seed}
+    settings = Settings(
+        data=data,
+        baseline=_spec(baseline),
+        embedder=_spec(embedder),
+        references=references,
+        **options,
+        **given,
+    )
+    err = console()
+    done = run(settings, lambda line: None if quiet else err.print(line, markup=False))
+    report = write(done, settings, out)
+    if as_json:
+        print_json({**report, "timings": timings_of(done)})
+    elif not quiet:
+        typer.echo(markdown(report, timings_of(done)))
+
+
+def _folders(data: Path | None, out: Path | None, half: str = "all") -> tuple[Path, Path]:
+    if data is None or out is None:
+        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
+    if half not in ("dev", "test", "all"):
+        raise UsageError(f"--half {half}: expected dev, test or all")
+    return data, out
 
 
 def _spec(text: str) -> Any:
