@@ -28,7 +28,7 @@ class Index:
         self.store = store
         self.report = report
         self._corpus: StoreCorpus | None = None
-        self._searchers: dict[str, Searcher] = {}
+        self._searchers: list[tuple[Retriever, Searcher]] = []
 
     @classmethod
     def open(cls, directory: str | Path) -> Index:
@@ -53,10 +53,11 @@ class Index:
 
     def searcher(self, retriever: Retriever) -> Searcher:
         """The searcher of this retriever on the snapshot, opened once."""
-        name = repr(retriever)
-        if name not in self._searchers:
-            self._searchers[name] = retriever.open(self.corpus)
-        return self._searchers[name]
+        for held, searcher in self._searchers:
+            if held == retriever:  # services too: a generator that writes queries is no part of `repr`
+                return searcher
+        self._searchers.append((retriever, retriever.open(self.corpus)))
+        return self._searchers[-1][1]
 
     def document(self, name: str) -> Document:
         """By id, unique beginning of an id, or source."""
@@ -68,7 +69,7 @@ class Index:
 
     def refresh(self) -> None:
         """Let go of the snapshot and its searchers; the next search sees what is committed by then."""
-        for searcher in self._searchers.values():
+        for _, searcher in self._searchers:
             searcher.close()
         self._searchers.clear()
         if self._corpus is not None:

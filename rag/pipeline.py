@@ -57,7 +57,8 @@ class Pipeline:
 
     @cached_property
     def retriever(self) -> Retriever:
-        plugin: Retriever = self._build("retriever", {})
+        services = {"counter": lambda: self.embedder.counter, "generator": lambda: self.generator}
+        plugin: Retriever = self._build("retriever", services)
         return plugin
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from rag.cli.indexing import DEFAULT_INDEX
 from rag.errors import UsageError
 
 if TYPE_CHECKING:
+    from rag.answer import Answer
     from rag.index import Index
     from rag.pipeline import Pipeline
 
@@ -72,6 +74,9 @@ def ask(
     where: WhereOption = None,
     queries: QueriesOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show the stages and the ledger too.")] = False,
+    flow: Annotated[
+        str | None, typer.Option("--flow", help="Answer along this flow: a YAML file, or a shipped one such as crag.")
+    ] = None,
     index: IndexOption = DEFAULT_INDEX,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -86,15 +91,15 @@ def ask(
     one = _one_or_many(question, queries)
     filters = _filter(where)
     with open_index(index) as opened:
-        pipeline = pipeline_for(config, index=opened)
+        asked = _asker(pipeline_for(config, index=opened), opened, filters, flow)
         if one is None:
             for query_id, text in read_queries(queries or Path()):
-                print_json({"query_id": query_id, **pipeline.ask(text, opened, where=filters).to_dict()})
+                print_json({"query_id": query_id, **asked(text, None).to_dict()})
             return
         if as_json:
-            print_json(pipeline.ask(one, opened, where=filters).to_dict())
+            print_json(asked(one, None).to_dict())
             return
-        answer = pipeline.ask(one, opened, where=filters, on_text=lambda text: typer.echo(text, nl=False))
+        answer = asked(one, lambda text: typer.echo(text, nl=False))
         typer.echo()
     run = answer.to_dict()
     draw_citations(run, index)
@@ -130,6 +135,25 @@ def explain(
     draw_trace(found)
     if prompt:
         typer.echo(found["prompt"])
+
+
+def _asker(
+    pipeline: Pipeline, index: Index, where: dict[str, Any] | None, flow: str | None
+) -> Callable[[str, Callable[[str], None] | None], Answer]:
+    """Answers a question by the pipeline, or along a flow, whose answer comes whole at its end."""
+    if flow is None:
+        return lambda question, on_text: pipeline.ask(question, index, where=where, on_text=on_text)
+    from rag.flow import Flow
+
+    plan = Flow.load(flow)
+
+    def along(question: str, on_text: Callable[[str], None] | None) -> Answer:
+        answer = plan.run(pipeline, question, index, where=where)
+        if on_text:
+            on_text(answer.text)
+        return answer
+
+    return along
 
 
 def draw_citations(run: dict[str, Any], index: Path) -> None:

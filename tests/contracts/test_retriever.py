@@ -15,6 +15,7 @@ from rag.protocols import Retriever, Searcher
 from rag.tokens import WordCounter
 from rag.types import Document, Hit
 from tests.corpora import MemoryCorpus, chunked, plugins_of, topic_corpus, topic_documents
+from tests.fakes import FakeGenerator
 
 EMBEDDER = HashingEmbedder()
 PLUGINS = plugins_of("retrievers")
@@ -23,7 +24,7 @@ QUESTION = "How warm does the brood nest of the bees stay in winter?"
 
 @pytest.fixture(scope="module", params=list(PLUGINS))
 def retriever(request: pytest.FixtureRequest) -> Any:
-    return PLUGINS[request.param](embedder=EMBEDDER, counter=WordCounter())
+    return PLUGINS[request.param](embedder=EMBEDDER, counter=WordCounter(), generator=FakeGenerator())
 
 
 @pytest.fixture(scope="module")

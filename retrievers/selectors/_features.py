@@ -1,0 +1,223 @@
+"""How well units answer a question: cosines at three sizes and BM25 at two, and how much units repeat each other.
+
+IDF: of the words of the question over the offered hits, copies included. A corpus offers no counts of words, and
+counting its matches would cost a search for each word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rag.errors import ConfigError
+from rag.protocols import Corpus, Embedder
+from rag.text import lexical_words
+from rag.types import Hit
+from retrievers.selectors._units import Units
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rag.protocols import Vectors
+
+    Values = NDArray[np.float64]
+
+__all__ = ["NAMES", "Pool", "Words", "pool_of", "question_words", "unit_vectors"]
+
+NAMES = ("sentence", "chunk", "window", "bm25", "chunk_bm25", "retriever")
+"""Columns of a feature matrix."""
+
+_K1, _B = 1.5, 0.75
+_STOP_WORDS = (
+    "a about above after all also am an and any are as at be been before being between both but by can could did do "
+    "does during each few for from had has have having he her here hers him his how i if in into is it its itself just "
+    "let me more most my no nor not of off on once only or other our out over own same she should so some such than "
+    "that the their them then there these they this those through to too under until up very was we were what when "
+    "where which while who whom whose why will with would you your"
+)
+_STOP = frozenset(_STOP_WORDS.split())
+
+
+def question_words(question: str) -> list[str]:
+    """The distinct words of a question in order; without function words, unless there are no others."""
+    words = list(dict.fromkeys(lexical_words(question)))
+    return [word for word in words if word not in _STOP] or words
+
+
+class Words:
+    """Counts of the words of a question in some texts, and their BM25 scores."""
+
+    def __init__(self, terms: Sequence[str], texts: Sequence[str]) -> None:
+        import numpy as np
+
+        self.bags = [lexical_words(text) for text in texts]
+        column = {term: at for at, term in enumerate(terms)}
+        self.counts = np.zeros((len(texts), len(terms)), dtype=np.float64)
+        for row, bag in enumerate(self.bags):
+            for word in bag:
+                if word in column:
+                    self.counts[row, column[word]] += 1.0
+        self.lengths = np.array([len(bag) for bag in self.bags], dtype=np.float64)
+
+    def idf(self) -> Values:
+        """(terms,) ln(1 + (n - df + .5) / (df + .5)) over these texts."""
+        import numpy as np
+
+        found = (self.counts > 0).sum(axis=0)
+        idf: Values = np.log(1.0 + (len(self.bags) - found + 0.5) / (found + 0.5))
+        return idf
+
+    def bm25(self, idf: Values) -> Values:
+        """(texts,) Okapi BM25 with k1 1.5 and b .75, divided by the largest; zeros where no word is found."""
+        import numpy as np
+
+        mean = self.lengths.mean() if len(self.bags) else 1.0
+        norm = _K1 * (1 - _B + _B * self.lengths / (mean or 1.0))
+        scores: Values = (self.counts * (_K1 + 1) / (self.counts + norm[:, None]) * idf).sum(axis=1)
+        top = scores.max() if len(scores) else 0.0
+        return scores / top if top > 0 else np.zeros(len(self.bags))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The units that are scored in full: `numbers` (p,) of units in reading order, `parts` (p, 6) as in NAMES.
+
+    `similarity` (p, p) of each with each. `said` (p, terms): which words of the question a unit has; `share` (terms,):
+    the IDF of each, summing to 1. `bags` are the words of each unit of the pool.
+    """
+
+    numbers: list[int]
+    parts: Values
+    similarity: Vectors
+    said: NDArray[np.bool_]
+    share: Values
+    bags: list[list[str]]
+
+
+def pool_of(
+    question: str,
+    units: Units,
+    corpus: Corpus,
+    embedder: Embedder | None,
+    weights: Sequence[float],
+    size: int,
+    *,
+    whole: bool = False,
+) -> Pool:
+    """Best `size` units by the features that need no vectors of sentences, then all features of those.
+
+    The texts of the pool are embedded once each. Without an embedder or vectors in the index, what needs them is 0.
+    `whole`: units are chunks, and have the vectors of the index.
+    """
+    import numpy as np
+
+    terms = question_words(question)
+    asked = embedder.embed_question(question) if embedder is not None and units.units else None
+    hit_words = Words(terms, [hit.chunk.text for hit in units.hits])
+    unit_words = Words(terms, [unit.text for unit in units.units])
+    idf = hit_words.idf()
+    parts = np.zeros((len(units.units), len(NAMES)), dtype=np.float64)
+    stored = _stored(units.hits, corpus)
+    cosines = np.zeros(len(units.hits)) if stored is None or asked is None else stored @ asked
+    of_hits = [cosines, hit_words.bm25(idf), _scaled(units.hits)]
+    for column, values in zip((1, 4, 5), of_hits, strict=True):
+        parts[:, column] = [max(values[place] for place in unit.holders) for unit in units.units]
+    parts[:, 3] = unit_words.bm25(idf)
+    numbers = _best(units, parts @ np.asarray(weights), size)
+    bags = [unit_words.bags[number] for number in numbers]
+    if whole:
+        made = None if stored is None else stored[[units.units[number].owner for number in numbers]]
+    else:
+        made = unit_vectors([units.units[number].text for number in numbers], embedder)
+    parts = parts[numbers]
+    if asked is not None and made is not None:
+        parts[:, 0] = made @ asked
+        parts[:, 2] = _windows(units, numbers, made, np.array([max(1, len(bag)) for bag in bags])) @ asked
+    return Pool(
+        numbers=numbers,
+        parts=parts.round(6),
+        similarity=_overlap(bags) if made is None else made @ made.T,
+        said=unit_words.counts[numbers] > 0,
+        share=idf / (idf.sum() or 1.0),
+        bags=bags,
+    )
+
+
+def unit_vectors(texts: Sequence[str], embedder: Embedder | None) -> Vectors | None:
+    """(texts, d) of unit length, each different text embedded once; a blank text is a zero row."""
+    import numpy as np
+
+    if embedder is None or not texts:
+        return None
+    distinct = [text for text in dict.fromkeys(texts) if text.strip()]
+    made = embedder.embed([_within_limit(text, embedder) for text in distinct])
+    row_of = {text: row for row, text in enumerate(distinct)}
+    matrix = np.zeros((len(texts), embedder.dimension), dtype=np.float32)
+    for row, text in enumerate(texts):
+        if text in row_of:
+            matrix[row] = made[row_of[text]]
+    return matrix
+
+
+def _within_limit(text: str, embedder: Embedder) -> str:
+    """The start of a text that the model reads at once."""
+    limit = embedder.counter.limit
+    while limit is not None and len(text) > limit // 2 and embedder.counter.count(text) > limit:
+        text = text[: max(1, len(text) * 3 // 4)]
+    return text
+
+
+def _best(units: Units, scores: Values, size: int) -> list[int]:
+    """Numbers of the pool in reading order, without what another document said before."""
+    fresh = [number for number, twin in enumerate(units.twins) if twin < 0]
+    ordered = sorted(fresh, key=lambda number: (-round(float(scores[number]), 6), number))
+    return sorted(ordered[:size])
+
+
+def _stored(hits: Sequence[Hit], corpus: Corpus) -> Vectors | None:
+    """(hits, d) vectors of the index; None when it was made without an embedder."""
+    try:
+        return corpus.vectors(corpus.rows_of([hit.chunk.id for hit in hits]))[1]
+    except ConfigError:
+        return None
+
+
+def _scaled(hits: Sequence[Hit]) -> list[float]:
+    """Retriever scores from 0 to 1; equal scores all become 1."""
+    low, high = min((h.score for h in hits), default=0.0), max((h.score for h in hits), default=0.0)
+    return [(hit.score - low) / (high - low) if high > low else 1.0 for hit in hits]
+
+
+def _windows(units: Units, numbers: Sequence[int], vectors: Vectors, lengths: NDArray[np.int64]) -> Vectors:
+    """Mean of each vector and those of its neighbours in the pool, weighted by words, of unit length."""
+    import numpy as np
+
+    place = {number: at for at, number in enumerate(numbers)}
+    weighted = vectors * lengths[:, None]
+    total = weighted.copy()
+    for at, number in enumerate(numbers):
+        before = place.get(units.units[number].before)
+        if before is not None:
+            total[at] += weighted[before]
+            total[before] += weighted[at]
+    norms = np.linalg.norm(total, axis=1, keepdims=True)
+    windows: Vectors = np.divide(total, norms, out=np.zeros_like(total), where=norms > 0)
+    return windows
+
+
+def _overlap(bags: Sequence[Sequence[str]]) -> Vectors:
+    """(n, n) cosines of the sets of words."""
+    import numpy as np
+
+    columns: dict[str, int] = {}
+    for bag in bags:
+        for word in bag:
+            columns.setdefault(word, len(columns))
+    matrix = np.zeros((len(bags), max(1, len(columns))), dtype=np.float32)
+    for row, bag in enumerate(bags):
+        matrix[row, [columns[word] for word in bag]] = 1.0
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    unit: Vectors = np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    return unit @ unit.T
