@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from rag import PipelineConfig
-from rag.registry import catalogue
+from rag.embedders.hashing import HashingEmbedder
+from rag.registry import build, catalogue
 from rag.tokens import WordCounter
 from rag.types import Document
 
@@ -25,8 +26,12 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_the_yaml_of_the_readme_is_a_config() -> None:
-    (block,) = blocks(README, "yaml")
-    assert PipelineConfig.from_dict(yaml.safe_load(block)).generator == "extractive"
+    first, *others = blocks(README, "yaml")
+    assert PipelineConfig.from_dict(yaml.safe_load(first)).generator == "extractive"
+    for block in others:
+        config = PipelineConfig.from_dict(yaml.safe_load(block))
+        services = {"counter": WordCounter(limit=254), "embedder": HashingEmbedder()}
+        assert build("chunker", config.chunker, services=services).chunk(Document(text="One. Two.", source="a"))
 
 
 def test_every_verb_of_the_readme_exists() -> None:
