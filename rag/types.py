@@ -303,8 +303,9 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One line of the ledger: what a selector did with one candidate, and why. `tokens` is what it would cost.
+    """One line of the ledger: what a selector did with one candidate, and why.
 
+    `tokens` is what it would cost, 0 for a candidate that was not weighed any more.
     A candidate is a chunk, or with `span` a part of it, in document coordinates. `parts` maps a component of the
     relevance to its score.
     """

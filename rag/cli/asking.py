@@ -192,12 +192,18 @@ def draw_trace(run: dict[str, Any]) -> None:
         if line in skipped[SHOWN_SKIPS:]:
             continue
         relevance = f"{line['relevance']:.4f}"
-        ledger.add_row(line["chunk_id"], line["action"], relevance, str(line["tokens"]), line["reason"])
+        ledger.add_row(_candidate(line), line["action"], relevance, str(line["tokens"]), line["reason"])
     out = console()
     out.print(stages)
     out.print(ledger)
     if len(skipped) > SHOWN_SKIPS:
         out.print(f"and {len(skipped) - SHOWN_SKIPS} more that were skipped (--json shows all)", style="dim")
+
+
+def _candidate(line: dict[str, Any]) -> str:
+    """The chunk of a ledger line, or the part of it that the line is about: what `rag show` opens."""
+    span = line.get("span")
+    return f"{line['chunk_id'].rpartition(':')[0]}:{span[0]}-{span[1]}" if span else line["chunk_id"]
 
 
 def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class Selection:
 
         A hit that wholly contains chosen ones takes their place.
         """
-        if self.closed:
-            self.skip(hit, "skip-budget", "the budget was reached before it", gain=gain, redundancy=redundancy)
+        if self.closed:  # not weighed any more, so not tokenised either
+            self._decide(hit, "skip-budget", "the budget was reached before it", gain, redundancy, 0)
             return
         same = next((other for other in self.chosen if is_duplicate(hit.chunk, other.chunk)), None)
         if same is not None:
@@ -65,6 +65,10 @@ class Selection:
     def skip(self, hit: Hit, action: str, reason: str, *, gain: float = 0.0, redundancy: float = 0.0) -> None:
         """Leaves the hit out; `tokens` says what it would cost alone."""
         self._decide(hit, action, reason, gain, redundancy, self._counter.count(hit.chunk.text))
+
+    def pass_over(self, hit: Hit, action: str, reason: str) -> None:
+        """Leaves out a hit that was never weighed: it is not tokenised, `tokens` is 0."""
+        self._decide(hit, action, reason, 0.0, 0.0, 0)
 
     def bubble(self, question: str) -> Bubble:
         return Bubble(

@@ -57,7 +57,7 @@ class MmrSelector(Selector):
             if pool[at] in selection.chosen:
                 redundancy = np.maximum(redundancy, similarity[at])
         for hit in ranked[self.pool :]:
-            selection.skip(hit, "skip-rank", f"outside of the pool of {self.pool}")
+            selection.pass_over(hit, "skip-rank", f"outside of the pool of {self.pool}")
         return selection.bubble(question)
 
 

@@ -30,7 +30,7 @@ class TopKSelector(Selector):
         selection = Selection(self.counter, self.budget)
         for hit in sorted(hits, key=lambda hit: hit.rank):
             if self.k and len(selection.chosen) >= self.k:
-                selection.skip(hit, "skip-rank", f"{self.k} hits were taken before it")
+                selection.pass_over(hit, "skip-rank", f"{self.k} hits were taken before it")
             else:
                 selection.offer(hit, "take", f"rank {hit.rank}", gain=hit.score)
         return selection.bubble(question)

@@ -51,7 +51,7 @@ def test_top_k_stops_where_the_budget_ends(tmp_path: Path) -> None:
     bubble = TopKSelector(counter=COUNTER, budget=9).select("?", hits, corpus)
     assert [hit.rank for hit in bubble.hits] == [1, 2]
     assert actions(bubble) == ["take", "take", "skip-budget", "skip-budget"]
-    assert [decision.tokens for decision in bubble.decisions] == [4, 4, 8, 1]
+    assert [decision.tokens for decision in bubble.decisions] == [4, 4, 8, 0]
     assert "16 of 9" in bubble.decisions[2].reason
 
 
@@ -59,6 +59,29 @@ def test_top_k_takes_at_most_k(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path)
     hits = hits_of(corpus.chunks(range(4)), (4.0, 3.0, 2.0, 1.0))
     assert actions(TopKSelector(counter=COUNTER, k=1).select("?", hits, corpus)) == ["take", *["skip-rank"] * 3]
+
+
+class CountingCounter(WordCounter):
+    """Notes what it counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def count(self, text: str) -> int:
+        self.seen.append(text)
+        return super().count(text)
+
+
+@pytest.mark.parametrize("plugin", [TopKSelector, MmrSelector])
+def test_what_comes_after_the_budget_is_not_tokenised(plugin: Any, tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [f"text {'word ' * 8}number {at}" for at in range(200)])
+    counter = CountingCounter()
+    hits = hits_of(corpus.chunks(range(200)), [1.0 - at / 300 for at in range(200)])
+    bubble = plugin(counter=counter, budget=50).select("?", hits, corpus)
+    assert len(bubble.decisions) == 200
+    assert sum(map(len, counter.seen)) < 20 * len(assemble(bubble.texts))
+    assert not any("number 199" in text for text in counter.seen)
 
 
 def test_the_budget_is_counted_on_the_assembled_text(tmp_path: Path) -> None:
