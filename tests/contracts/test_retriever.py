@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,39 @@ from rag.protocols import Retriever, Searcher
 from rag.tokens import WordCounter
 from rag.types import Document, Hit
 from tests.corpora import MemoryCorpus, chunked, plugins_of, topic_corpus, topic_documents
-from tests.fakes import FakeGenerator
+from tests.fakes import FakeGenerator, FakeModel, WithinEmbedder
 
 EMBEDDER = HashingEmbedder()
 PLUGINS = plugins_of("retrievers")
 QUESTION = "How warm does the brood nest of the bees stay in winter?"
 
 
+class CopyingModel(FakeModel):
+    """Expects words that it has read before, and no others."""
+
+    def losses(self, text: str, *, after: str = "") -> list[tuple[int, int, float]] | None:
+        read = set(after.lower().split())
+        return [(*word.span(), 1.0 if word[0].lower() in read else 8.0) for word in re.finditer(r"\S+", text)]
+
+
+class PairModel:
+    """In place of a cross-encoder, which no package brings along: the share of words that both texts say."""
+
+    max_length = None
+
+    def predict(self, pairs: list[tuple[str, str]], **_: Any) -> list[float]:
+        words = [[set(text.lower().split()) for text in pair] for pair in pairs]
+        return [len(asked & said) / (len(asked | said) or 1) for asked, said in words]
+
+
 @pytest.fixture(scope="module", params=list(PLUGINS))
-def retriever(request: pytest.FixtureRequest) -> Any:
-    return PLUGINS[request.param](embedder=EMBEDDER, counter=WordCounter(), generator=FakeGenerator())
+def retriever(request: pytest.FixtureRequest) -> Iterator[Any]:
+    embedder = WithinEmbedder() if request.param == "late-interaction" else EMBEDDER
+    generator = FakeGenerator(model=CopyingModel(nats=None))
+    made = PLUGINS[request.param](embedder=embedder, counter=WordCounter(), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrievers.cross_encoder.load_cross_encoder", lambda model: PairModel())
+        yield replace(made, model="words") if request.param == "cross-encoder" else made
 
 
 @pytest.fixture(scope="module")
