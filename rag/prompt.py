@@ -24,7 +24,12 @@ SYSTEM = (
     f"Copy names and numbers exactly. If the documents hold no answer, say: {NOT_FOUND}\n"
 )
 
-_FENCE = re.compile(r"<(?=\s*/?\s*document\b)", re.IGNORECASE)
+_GAP = "[\\s\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]*"
+_FENCE = re.compile(
+    rf"<(?={_GAP}(?:/{_GAP})?{_GAP.join('document')}\b|\|[\w ]{{1,40}}\|>|(?:start|end)_of_turn>|</?SYS>>)",
+    re.IGNORECASE,
+)
+"""The delimiter, also with characters in it that show nothing, and what chat templates open and close turns with."""
 MARKS = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 _ONLY_MARKS = re.compile(r"(?:\s|\[\d{1,3}(?:\s*,\s*\d{1,3})*\]|[.,;:])+")
 
@@ -58,7 +63,7 @@ def _line(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """The text with any delimiter inside it broken, so that a document cannot close its own fence."""
+    """The text with any delimiter inside it broken, so that a document cannot close its own fence or open a turn."""
     return _FENCE.sub("‹", text)
 
 

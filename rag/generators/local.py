@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,8 +81,9 @@ class LocalGenerator(Generator):
         before, after = self._template  # loads the model: the clock starts after that
         started = time.perf_counter()
         documents = documents_of(context, corpus)
-        prompt = build_prompt(context, documents, system=before, after=after + self.lead)
-        ids = self._prompt_ids(prompt)
+        after += self.lead
+        prompt = build_prompt(context, documents, system=before, after=after)
+        ids = self._prompt_ids(prompt, after)
         text, new_tokens, first = self._write(ids, on_text)
         now = time.perf_counter()
         stats = GenerationStats(
@@ -94,12 +96,28 @@ class LocalGenerator(Generator):
         )
         return verified(text, context_sentences(context, documents), self.min_overlap, prompt=prompt, stats=stats)
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Every segment tokenised alone, so that its ids do not depend on its neighbours."""
-        _, tokenizer = self._loaded
-        ids = [token for part in prompt.segments for token in tokenizer.encode(part.text, add_special_tokens=False)]
+    def _prompt_ids(self, prompt: Prompt, after: str) -> list[int]:
+        """Every segment tokenised alone, so that its ids do not depend on its neighbours.
+
+        Only the chat template, around the system text and in `after`, has special tokens. In documents and in the
+        question `<|im_start|>` is plain text: nothing that was retrieved opens a turn.
+        """
+        ids: list[int] = []
+        for part in prompt.segments:
+            if part.role == "system":
+                ids += self._template_ids(part.text)
+            elif part.role == "question":
+                ids += self._plain_ids(part.text.removesuffix(after)) + self._template_ids(after)
+            else:
+                ids += self._plain_ids(part.text)
         self._check_room(len(ids), self.max_new_tokens, "Lower the selector's budget or max_new_tokens")
         return ids
+
+    def _template_ids(self, text: str) -> list[int]:
+        return list(self._loaded[1].encode(text, add_special_tokens=False)) if text else []
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self._counting.encode(text, add_special_tokens=False).ids)
 
     def _check_room(self, prompt: int, answer: int, cure: str) -> None:
         room = getattr(self._loaded[0].config, "max_position_embeddings", None)
@@ -112,9 +130,10 @@ class LocalGenerator(Generator):
     def _complete(self, prompt: str, max_tokens: int) -> Iterator[str]:
         """The text so far, token by token, written greedily after `prompt` alone."""
         _, tokenizer = self._loaded
+        before, after = "", ""
         if tokenizer.chat_template:
-            prompt = _rendered(tokenizer, [{"role": "user", "content": prompt}])
-        ids = tokenizer.encode(prompt, add_special_tokens=False)
+            before, _, after = _rendered(tokenizer, [{"role": "user", "content": _BODY}]).partition(_BODY)
+        ids = self._template_ids(before) + self._plain_ids(prompt) + self._template_ids(after)
         self._check_room(len(ids), max_tokens, "Give it a shorter text")
         new: list[int] = []
         for token in self._tokens(ids, max_tokens, 0.0):
@@ -125,7 +144,7 @@ class LocalGenerator(Generator):
         """Without `after` the first token is read after the model's token for the start or the end of a text."""
         model, tokenizer = self._loaded
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        before = tokenizer.encode(after, add_special_tokens=False) or [first]
+        before = self._template_ids(after) or [first]
         coded = self._counting.encode(text, add_special_tokens=False)
         if not coded.ids:
             return []
@@ -196,9 +215,11 @@ class LocalGenerator(Generator):
 
     @cached_property
     def _counting(self) -> Tokenizer:
-        """The tokenizer alone, where the folder has its file, else through transformers."""
+        """The tokenizer for texts, to which special tokens are plain text; a copy, where the folder lacks its file."""
         file = Path(self._folder) / "tokenizer.json"
-        return load_tokenizer(file) if file.is_file() else self._loaded[1].backend_tokenizer
+        plain = load_tokenizer(file) if file.is_file() else copy.deepcopy(self._loaded[1].backend_tokenizer)
+        plain.encode_special_tokens = True
+        return plain
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
