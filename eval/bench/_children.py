@@ -48,10 +48,10 @@ def child_environment(threads: int) -> dict[str, str]:
     return {**os.environ, **_ENVIRONMENT, **dict.fromkeys(_THREADS, str(threads))}
 
 
-def run_child(contender: Contender, job: Mapping[str, Any], threads: int) -> Outcome:
-    """One job in one fresh process. Never raises: a crash is an outcome too."""
+def run_child(contender: Contender, job: Mapping[str, Any], threads: int, driver: Path = DRIVER) -> Outcome:
+    """One job in one fresh process that runs `driver`. Never raises: a crash is an outcome too."""
     whole = {**job, "options": dict(contender.options)}
-    command = [contender.python, str(DRIVER), str(contender.module), json.dumps(whole)]
+    command = [contender.python, str(driver), str(contender.module), json.dumps(whole)]
     try:
         done = subprocess.run(
             command,

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.bench._children import Contender, Outcome, child_environment
+from eval.bench._children import Contender, Outcome, run_child
 from rag.protocols import TokenCounter
 
 __all__ = ["DRIVER", "facts", "measure", "run_once"]
 
 DRIVER = Path(__file__).parent / "peers" / "_chunks.py"
-_SECONDS = 900
 Part = tuple[str, int | None, int | None]
 
 
 def run_once(contender: Contender, job: Mapping[str, Any], threads: int) -> Outcome:
-    """One job in one fresh process. Never raises: a crash is an outcome too."""
-    whole = {**job, "options": dict(contender.options)}
-    command = [contender.python, str(DRIVER), str(contender.module), json.dumps(whole)]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-            env=child_environment(threads),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"status": "failed", "reason": str(error)[:400]}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {"status": "failed", "reason": lines[-1][:400]}
-    outcome: Outcome = json.loads(done.stdout.splitlines()[-1])
-    return outcome
+    """One job in one fresh process."""
+    return run_child(contender, job, threads, DRIVER)
 
 
 def measure(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from eval._markdown import cell, table
 from eval.bench._report import machine
 from eval.chunks.conformance import LAWS
 from eval.chunks.run import Settings
@@ -61,7 +62,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         compared = [one for one in report["comparisons"] if one["size"] == size]
         parts += [f"## {size}", *_size(here, compared, report["baseline"])]
     if report.get("size_alone"):
-        alone = ", ".join(f"{name} {_cell(report['size_alone'].get(key))}" for key, name in _SCORES.items())
+        alone = ", ".join(f"{name} {cell(report['size_alone'].get(key))}" for key, name in _SCORES.items())
         parts += ["## What size alone explains", f"Rank correlation with mean length over all rows: {alone}."]
     if "structure" in report:
         parts += ["## Structure (CLAIR)", *_structure(report["structure"])]
@@ -93,7 +94,7 @@ def _head(report: Mapping[str, Any]) -> str:
 def _size(rows: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     done = [row for row in rows if row["status"] == "ok"]
     failed = [f"- {row['chunker']} failed: {row['reason']}" for row in rows if row["status"] != "ok"]
-    lines = [_table(["chunker", *_SCORES.values()], ([_name(row), *_scores(row)] for row in done))]
+    lines = [table(["chunker", *_SCORES.values()], ([_name(row), *_scores(row)] for row in done))]
     by_measure: dict[str, dict[str, Mapping[str, Any]]] = {}
     for one in compared:
         by_measure.setdefault(one["chunker"], {})[one["measure"]] = one
@@ -101,16 +102,16 @@ def _size(rows: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any
         shown = [name for name in _SCORES if name in next(iter(by_measure.values()))]
         header = [f"minus {baseline}", *(_SCORES[name] for name in shown)]
         body = ([chunker, *(_difference(found[name]) for name in shown)] for chunker, found in by_measure.items())
-        lines.append(_table(header, body) + "\n\nPoints of a hundred, 95 % interval; * p < 0.05 after Holm.")
-    lines.append(_table(["chunker", *_COSTS.values()], ([_name(row), *(row[key] for key in _COSTS)] for row in done)))
+        lines.append(table(header, body) + "\n\nPoints of a hundred, 95 % interval; * p < 0.05 after Holm.")
+    lines.append(table(["chunker", *_COSTS.values()], ([_name(row), *(row[key] for key in _COSTS)] for row in done)))
     return [*lines, "\n".join(failed)] if failed else lines
 
 
 def _structure(found: Mapping[str, Any]) -> list[str]:
     rows = [row for row in found["rows"] if row["status"] == "ok"]
     body = ([row["size"], _name(row), row["mean_chars"], 100 * row["BI"], 100 * row["RC"]] for row in rows)
-    alone = ", ".join(f"{name} {_cell(value)}" for name, value in found["size_alone"].items())
-    return [_table(["size", "chunker", "mean", "BI", "RC"], body), f"Rank correlation with mean length: {alone}."]
+    alone = ", ".join(f"{name} {cell(value)}" for name, value in found["size_alone"].items())
+    return [table(["size", "chunker", "mean", "BI", "RC"], body), f"Rank correlation with mean length: {alone}."]
 
 
 def _laws(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,8 +123,8 @@ def _laws(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
         if cells
     ]
     meaning = "; ".join(f"*{law}*: {text}" for law, text in LAWS.items())
-    table = _table(["chunker", *LAWS, "cells"], body)
-    return [f"Failing cells (a text at a size). {meaning}.", table, "\n".join(failing)]
+    counts = table(["chunker", *LAWS, "cells"], body)
+    return [f"Failing cells (a text at a size). {meaning}.", counts, "\n".join(failing)]
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -137,19 +138,6 @@ def _scores(row: Mapping[str, Any]) -> list[float]:
 def _difference(one: Mapping[str, Any]) -> str:
     star = " *" if one["p_holm"] < 0.05 else ""
     return f"{100 * one['mean']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]{star}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value).replace("|", "\\|")
 
 
 def _version(package: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from eval._markdown import table
 from eval.bench._report import load_average, machine
 from eval.select.claims import claims_of
 from eval.select.compare import COMPARED, comparisons, means
@@ -194,19 +195,10 @@ def _difference(one: Mapping[str, Any]) -> str:
     )
 
 
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return table(header, rows, 3)
+
+
 def _times(rows: Sequence[Mapping[str, Any]]) -> str:
     names = ("set", "retriever", "selector", "counter", "budget", "median_cpu_ms", "max_cpu_ms", "median_tokenizer_ms")
     return _table(names, ([row[name] for name in names] for row in rows))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value).replace("|", "\\|")
