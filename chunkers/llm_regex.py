@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chunkers._asking import model_of
 from chunkers._base import SizedChunker, tiles_of
 from chunkers._cuts import STRUCTURE, CutLevels
 from chunkers._pack import Ruler
 from chunkers._regexes import Lines, section_ends
 from chunkers._safe_regex import MAX_CHARS, compiled
 from chunkers.regex_library import RegexLibraryChunker
-from rag.errors import ConfigError
 from rag.protocols import Generator, service
 from rag.types import Chunk, Document
 
+_INSTEAD = "regex-library"
 _SECONDS = 5.0
 """A pattern that has not seen all lines by then is dropped; patterns that `compiled` lets pass stay far below."""
 
@@ -76,11 +77,7 @@ class LlmRegexChunker(SizedChunker):
         self._check_at_least("answer_tokens", self.answer_tokens, 10)
         self._check_at_least("min_tokens", self.min_tokens, 0)
         self._check_at_least("min_matches", self.min_matches, 1)
-        if self.generator is not None and self.generator.text_model is None:
-            raise ConfigError(
-                f"llm-regex: the generator {type(self.generator).__name__} has no language model to ask; "
-                "set the slot generator to openai or local, or use the chunker regex-library"
-            )
+        model_of(self.plugin, self.generator, _INSTEAD)
 
     @property
     def shaped_by(self) -> str:
@@ -105,7 +102,7 @@ class LlmRegexChunker(SizedChunker):
 
     def _asked(self, document: Document, ruler: Ruler) -> tuple[str, list[int] | str]:
         """The pattern that the model wrote and the starts that it finds, or why there are none."""
-        model = self.generator.text_model if self.generator is not None else None
+        model = model_of(self.plugin, self.generator, _INSTEAD)
         if model is None:
             return "", "there is no generator to ask"
         prompt = _PROMPT.format(start=_fenced(self._start(document, ruler)), chars=MAX_CHARS)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chunkers._asking import model_of
 from chunkers._base import SizedChunker, tiles_of
 from chunkers._completion_header import LEAST, extended, room
 from chunkers._cuts import STRUCTURE, CutLevels
@@ -44,6 +45,7 @@ _NUMBERING = re.compile(r"^(?:[-*\u2022]+|\(?\d{1,3}[.):])\s+")
 _STOPS = tuple(".!?\u3002\uff01\uff1f\u0964\u061f")
 _NUMBER_WEIGHT = 2
 """Words that a shared number is worth: names are put into statements about any sentence, numbers are not."""
+_INSTEAD = "sentence or parent-child"
 _LONGEST = 400
 """Characters of a line that may be a statement."""
 _SHOWN = 20
@@ -101,11 +103,7 @@ class PropositionChunker(SizedChunker):
         for name in ("header_share", "min_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"proposition: {name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.generator is not None and self.generator.text_model is None:
-            raise ConfigError(
-                f"proposition: the generator {type(self.generator).__name__} has no language model to ask; "
-                "set the slot generator to openai or local, or use the chunker sentence or parent-child"
-            )
+        model_of(self.plugin, self.generator, _INSTEAD)
 
     @property
     def shaped_by(self) -> str:
@@ -119,7 +117,7 @@ class PropositionChunker(SizedChunker):
         if not document.text.strip():
             return [], None
         counter, ledger = KeptCounter(self.counter), _Ledger()
-        model = self.generator.text_model if self.generator is not None else None
+        model = model_of(self.plugin, self.generator, _INSTEAD)
         headers = Headers(self, document, path=True, title=True, rows=False)
         ruler = self.ruler(document, header=headers.at)
         chunks: list[Chunk] = []
