@@ -61,23 +61,40 @@ class Words:
                     self.counts[row, column[word]] += 1.0
         self.lengths = np.array([len(bag) for bag in self.bags], dtype=np.float64)
 
+    def of_hits(self, units: Units) -> Words:
+        """The counts of the hits, from those of the units that they are made of; exact where no hits overlap."""
+        import numpy as np
+
+        place_of = {hit.chunk.id: place for place, hit in enumerate(units.hits)}
+        found = Words((), ())
+        found.counts = np.zeros((len(units.hits), self.counts.shape[1]), dtype=np.float64)
+        found.lengths = np.zeros(len(units.hits), dtype=np.float64)
+        for number, unit in enumerate(units.units):
+            for place in unit.holders:
+                found.counts[place] += self.counts[number]
+                found.lengths[place] += self.lengths[number]
+        for place, chunk_id in units.copies.items():
+            found.counts[place] = found.counts[place_of[chunk_id]]
+            found.lengths[place] = found.lengths[place_of[chunk_id]]
+        return found
+
     def idf(self) -> Values:
         """(terms,) ln(1 + (n - df + .5) / (df + .5)) over these texts."""
         import numpy as np
 
         found = (self.counts > 0).sum(axis=0)
-        idf: Values = np.log(1.0 + (len(self.bags) - found + 0.5) / (found + 0.5))
+        idf: Values = np.log(1.0 + (len(self.lengths) - found + 0.5) / (found + 0.5))
         return idf
 
     def bm25(self, idf: Values) -> Values:
         """(texts,) Okapi BM25 with k1 1.5 and b .75, divided by the largest; zeros where no word is found."""
         import numpy as np
 
-        mean = self.lengths.mean() if len(self.bags) else 1.0
+        mean = self.lengths.mean() if len(self.lengths) else 1.0
         norm = _K1 * (1 - _B + _B * self.lengths / (mean or 1.0))
         scores: Values = (self.counts * (_K1 + 1) / (self.counts + norm[:, None]) * idf).sum(axis=1)
         top = scores.max() if len(scores) else 0.0
-        return scores / top if top > 0 else np.zeros(len(self.bags))
+        return scores / top if top > 0 else np.zeros(len(self.lengths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +132,8 @@ def pool_of(
 
     terms = question_words(question)
     asked = embedder.embed_question(question) if embedder is not None and units.units else None
-    hit_words = Words(terms, [hit.chunk.text for hit in units.hits])
     unit_words = Words(terms, [unit.text for unit in units.units])
+    hit_words = unit_words.of_hits(units)
     idf = hit_words.idf()
     parts = np.zeros((len(units.units), len(NAMES)), dtype=np.float64)
     stored = _stored(units.hits, corpus)

@@ -122,11 +122,20 @@ def _regions(hits: Sequence[Hit], places: Sequence[int]) -> Iterator[list[int]]:
         yield region
 
 
+def _sentence_starts(document: Document) -> SentenceStarts:
+    """Those of a document are kept with it: the corpus gives the same one for the next question."""
+    kept = vars(document)
+    if "_sentence_starts" not in kept:
+        kept["_sentence_starts"] = SentenceStarts(document)
+    starts: SentenceStarts = kept["_sentence_starts"]
+    return starts
+
+
 class _Borders:
     """Where the units of one document may start; nothing starts inside of a row, a list item or a block of code."""
 
     def __init__(self, document: Document) -> None:
-        self._starts = SentenceStarts(document)
+        self._starts = _sentence_starts(document)
         self._edges = {edge for block in document.blocks for edge in (block.span.start, block.span.end)}
         self._whole = [block.span for block in document.blocks if block.kind in _WHOLE]
         self.headings = {block.span.start for block in document.blocks if block.kind == "heading"}

@@ -126,6 +126,19 @@ def test_neighbours_lend_kappa_of_the_better_one(tmp_path: Path) -> None:
     assert boosted(np.array([1.0, 4.0, 2.0]), units, pool, 0.5).tolist() == [3.0, 5.0, 4.0]
 
 
+def test_words_of_hits_are_those_of_their_units(tmp_path: Path) -> None:
+    text = "The ice melts in spring. Ice, ice and water! A mill stands on the river and waits for the ice. " * 4
+    documents = [Document(text=text, source="a.md"), Document(text=text, source="b.md")]
+    chunks = [chunk for document in documents for chunk in windows(document, 80, 80)]
+    units = units_of(hits_of(chunks), MemoryCorpus(tmp_path, documents, chunks), 600)
+    assert units.copies
+    terms = ["ice", "melts"]
+    found = Words(terms, [unit.text for unit in units.units]).of_hits(units)
+    plain = Words(terms, [hit.chunk.text for hit in units.hits])
+    assert found.counts.tolist() == plain.counts.tolist()
+    assert found.lengths.tolist() == plain.lengths.tolist()
+
+
 def test_bm25_by_hand() -> None:
     """Two texts of 2 words: idf ln(1 + 1.5/1.5) for a word in one, tf part 1; 2 of the same word: 2 * 2.5 / 3.5."""
     words = Words(["ice"], ["ice melts", "fire burns"])
