@@ -1,11 +1,36 @@
-"""The language model that a chunker may ask."""
+"""What chunkers share that ask the pipeline's language model."""
 
 from __future__ import annotations
 
-from rag.errors import ConfigError
-from rag.protocols import Generator, TextModel
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["model_of"]
+from chunkers._base import SizedChunker
+from rag.errors import ConfigError
+from rag.protocols import Generator, TextModel, service
+from rag.types import Chunk, Document
+
+__all__ = ["AskingChunker", "model_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingChunker(SizedChunker):
+    """Base of chunkers whose chunks depend on a language model: the one behind `generator`."""
+
+    generator: Generator | None = service(default=None)
+
+    @property
+    def shaped_by(self) -> str:
+        return repr(self.generator) if self.generator is not None else ""
+
+    def chunk(self, document: Document) -> list[Chunk]:
+        return self.decide(document)[0]
+
+    @abstractmethod
+    def decide(self, document: Document) -> tuple[list[Chunk], Mapping[str, Any] | None]:
+        """The chunks, and what the model was asked and said."""
 
 
 def model_of(chunker: str, generator: Generator | None, instead: str) -> TextModel | None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from chunkers._base import SizedChunker, tiles_of
+from chunkers._asking import AskingChunker
+from chunkers._base import tiles_of
 from chunkers._headers import Headers
 from chunkers._segment import Atoms, checked, joined, reach_back
 from rag.errors import ConfigError
-from rag.protocols import Generator, TextModel, TokenLoss, service
+from rag.protocols import Generator, TextModel, TokenLoss
 from rag.types import Chunk, Document
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _bytes(text: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodChunker(SizedChunker):
+class LikelihoodChunker(AskingChunker):
     """Base of chunkers that group whole sentences by what a language model finds likely.
 
     `generator`: the model is the one behind it; only those that tell losses will do, such as `local`. `min_tokens`: a
@@ -132,7 +133,6 @@ class LikelihoodChunker(SizedChunker):
     a chunk into `Chunk.header`, at most a quarter of the limit; the model does not see it.
     """
 
-    generator: Generator | None = service(default=None)
     min_tokens: int = 16
     heading_header: bool = True
 
@@ -141,13 +141,6 @@ class LikelihoodChunker(SizedChunker):
         self._check_at_least("min_tokens", self.min_tokens, 0)
         if self.generator is not None:
             Likelihood.of(self.plugin, self.generator)
-
-    @property
-    def shaped_by(self) -> str:
-        return repr(self.generator) if self.generator is not None else ""
-
-    def chunk(self, document: Document) -> list[Chunk]:
-        return self.decide(document)[0]
 
     def decide(self, document: Document) -> tuple[list[Chunk], Mapping[str, Any] | None]:
         """The chunks, and the values of the first 200 boundaries between sentences; `cut`: a chunk ends there."""

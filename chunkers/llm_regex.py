@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chunkers._asking import model_of
-from chunkers._base import SizedChunker, tiles_of
+from chunkers._asking import AskingChunker, model_of
+from chunkers._base import tiles_of
 from chunkers._cuts import STRUCTURE, CutLevels
 from chunkers._pack import Ruler
 from chunkers._regexes import Lines, section_ends
 from chunkers._safe_regex import MAX_CHARS, compiled
 from chunkers.regex_library import RegexLibraryChunker
-from rag.protocols import Generator, service
 from rag.types import Chunk, Document
 
 _INSTEAD = "regex-library"
@@ -51,7 +50,7 @@ Rent is due on the first day of each month.
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlmRegexChunker(SizedChunker):
+class LlmRegexChunker(AskingChunker):
     """Asks a capable language model for the pattern of a document's section starts, and cuts before the lines it finds.
 
     The model sees the first `prompt_tokens` tokens of whole lines. Its answer is data: a pattern that could run long,
@@ -65,7 +64,6 @@ class LlmRegexChunker(SizedChunker):
     no repair of the answer; a refused answer falls back to patterns of a library instead of one piece.
     """
 
-    generator: Generator | None = service(default=None)
     prompt_tokens: int = 8000
     answer_tokens: int = 200
     min_tokens: int = 16
@@ -78,13 +76,6 @@ class LlmRegexChunker(SizedChunker):
         self._check_at_least("min_tokens", self.min_tokens, 0)
         self._check_at_least("min_matches", self.min_matches, 1)
         model_of(self.plugin, self.generator, _INSTEAD)
-
-    @property
-    def shaped_by(self) -> str:
-        return repr(self.generator) if self.generator is not None else ""
-
-    def chunk(self, document: Document) -> list[Chunk]:
-        return self.decide(document)[0]
 
     def decide(self, document: Document) -> tuple[list[Chunk], Mapping[str, Any] | None]:
         if not document.text.strip():

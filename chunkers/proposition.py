@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chunkers._asking import model_of
-from chunkers._base import SizedChunker, tiles_of
+from chunkers._asking import AskingChunker, model_of
+from chunkers._base import tiles_of
 from chunkers._completion_header import LEAST, extended, room
 from chunkers._cuts import STRUCTURE, CutLevels
 from chunkers._grounded import Source, content_words, numbers
@@ -18,7 +18,7 @@ from chunkers._headers import Headers
 from chunkers._pack import Ruler, join_small, split
 from chunkers._sharing import KeptCounter
 from rag.errors import ConfigError
-from rag.protocols import Generator, TextModel, TokenCounter, service
+from rag.protocols import TextModel, TokenCounter
 from rag.types import Chunk, Document, Span
 
 _PROMPT = """\
@@ -69,7 +69,7 @@ class _Ledger:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PropositionChunker(SizedChunker):
+class PropositionChunker(AskingChunker):
     """Small exact chunks that are found by what they mean: each has self-contained statements in `Chunk.header`.
 
     A chunk is `sentences` whole sentences (one below `min_tokens` joins a neighbour), its `parent` the passage of at
@@ -86,7 +86,6 @@ class PropositionChunker(SizedChunker):
     the model is the pipeline's own, not the Propositionizer; statements are gated.
     """
 
-    generator: Generator | None = service(default=None)
     sentences: int = 1
     min_tokens: int = 8
     passage_tokens: int = 160
@@ -104,13 +103,6 @@ class PropositionChunker(SizedChunker):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"proposition: {name} must lie in [0, 1], not {getattr(self, name)}")
         model_of(self.plugin, self.generator, _INSTEAD)
-
-    @property
-    def shaped_by(self) -> str:
-        return repr(self.generator) if self.generator is not None else ""
-
-    def chunk(self, document: Document) -> list[Chunk]:
-        return self.decide(document)[0]
 
     def decide(self, document: Document) -> tuple[list[Chunk], Mapping[str, Any] | None]:
         """The record counts the calls of the model, what it wrote and what was refused, by reason."""
