@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from eval._markdown import cell, table
+from eval._reports import cell, table, write_report
 from eval.bench._report import machine
 from eval.chunks.conformance import LAWS
 from eval.chunks.run import Settings
@@ -47,10 +46,7 @@ def dressed(report: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """`chunks.json` and `chunks.md` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    (folder / "chunks.json").write_text(text, encoding="utf-8")
-    (folder / "chunks.md").write_text(markdown(report), encoding="utf-8")
+    write_report(folder, "chunks", report, markdown(report))
 
 
 def markdown(report: Mapping[str, Any]) -> str:

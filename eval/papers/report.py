@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval._reports import write_report
 from eval.bench._report import machine
 from eval.chunks.data import STRUCTURED, pool_of, read_structured
 from eval.chunks.vectors import CachedEmbedder
@@ -36,10 +36,7 @@ def run(data: Path, cache: Path | None, tell: Callable[[str], None]) -> dict[str
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """`papers.json` and `papers.md` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    (folder / "papers.json").write_text(text, encoding="utf-8")
-    (folder / "papers.md").write_text(markdown(report), encoding="utf-8")
+    write_report(folder, "papers", report, markdown(report))
 
 
 def markdown(report: Mapping[str, Any]) -> str:

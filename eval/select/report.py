@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from eval._markdown import table
+from eval._reports import table
 from eval.bench._report import load_average, machine
 from eval.select.claims import claims_of
 from eval.select.compare import COMPARED, comparisons, means
