@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rag.protocols import Compressor, TokenCounter, service
-from rag.text import assemble
-from rag.types import Bubble, CompressedContext, Piece
+from compressors._pieces import unchanged
+from rag.protocols import Compressor, Corpus, TokenCounter, service
+from rag.types import Bubble, CompressedContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,17 +15,5 @@ class NoneCompressor(Compressor):
 
     counter: TokenCounter = service()
 
-    def compress(self, bubble: Bubble) -> CompressedContext:
-        texts = bubble.texts
-        tokens = self.counter.count(assemble(texts))
-        pieces = tuple(
-            Piece(chunk_id=hit.chunk.id, doc_id=hit.chunk.doc_id, span=hit.chunk.span, text=text, kept=kept)
-            for hit, text, kept in zip(bubble.hits, texts, bubble.spans, strict=True)
-        )
-        return CompressedContext(
-            question=bubble.question,
-            pieces=pieces,
-            token_count=tokens,
-            source_token_count=tokens,
-            compressor="none",
-        )
+    def compress(self, bubble: Bubble, corpus: Corpus) -> CompressedContext:
+        return unchanged(bubble, self.counter, "none")

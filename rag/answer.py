@@ -135,6 +135,7 @@ class Answer:
                     }
                     for piece in context.pieces
                 ],
+                "decisions": [_decision_to_dict(decision) for decision in context.decisions],
             },
             "prompt": self.prompt.text,
             "stats": asdict(self.stats),

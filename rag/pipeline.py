@@ -224,7 +224,7 @@ class Pipeline:
         at = self._note(
             trace, "select", at, len(hits), len(bubble.hits), tokens=bubble.token_count, budget=bubble.budget
         )
-        context = self.compressor.compress(bubble)
+        context = self.compressor.compress(bubble, index.corpus)
         at = self._note(trace, "compress", at, len(bubble.hits), len(context.pieces), keep_ratio=context.keep_ratio)
         made = self.generator.generate(context, index.corpus, on_text)
         self._note(trace, "generate", at, len(context.pieces), len(made.citations), **made.notes)

@@ -347,8 +347,11 @@ class Compressor(Protocol):
     verbatim: ClassVar[bool] = True
 
     @abstractmethod
-    def compress(self, bubble: Bubble) -> CompressedContext:
-        """Order kept; kept spans lie inside their chunk; a target at or over the size changes nothing."""
+    def compress(self, bubble: Bubble, corpus: Corpus) -> CompressedContext:
+        """Order kept; kept spans lie inside their chunk; a target at or over the size changes nothing.
+
+        The corpus is that of the bubble: it has the documents, and the vectors of chunks where the index has any.
+        """
 
 
 class TextModel(Protocol):

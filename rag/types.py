@@ -364,13 +364,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedContext:
-    """The pieces that the generator reads, in reading order."""
+    """The pieces that the generator reads, in reading order.
+
+    `decisions` has a line for each part that the compressor weighed; () where it weighed none.
+    """
 
     question: str
     pieces: tuple[Piece, ...]
     token_count: int
     source_token_count: int
     compressor: str
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def keep_ratio(self) -> float:

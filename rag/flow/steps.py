@@ -82,7 +82,7 @@ class Compress(Node):
     def run(self, state: State, run: Run, path: str) -> tuple[State, Notes]:
         assert state.bubble is not None  # noqa: S101 - the check of the flow saw to it
         pipeline = run.with_slot("compressor", self.compressor)
-        context = pipeline.compressor.compress(state.bubble)
+        context = pipeline.compressor.compress(state.bubble, run.index.corpus)
         notes = {"plugin": spec_name(pipeline.config.compressor), "keep_ratio": context.keep_ratio}
         return replace(state, context=context), notes
 

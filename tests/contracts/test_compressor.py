@@ -79,7 +79,7 @@ def test_pieces_are_exact(compressor: Compressor, corpus: MemoryCorpus, rows: ra
     bubble = bubble_of(corpus, rows)
     if parts:
         bubble = with_parts(bubble)
-    check(compressor.compress(bubble), bubble, corpus, compressor)
+    check(compressor.compress(bubble, corpus), bubble, corpus, compressor)
 
 
 def with_parts(bubble: Bubble) -> Bubble:
@@ -96,14 +96,14 @@ def test_the_target_is_kept(compressor: Compressor, corpus: MemoryCorpus, target
     if aimed is None:
         pytest.skip("this compressor has no target")
     bubble = bubble_of(corpus, range(20))
-    context = aimed.compress(bubble)
+    context = aimed.compress(bubble, corpus)
     assert context.token_count <= target
     check(context, bubble, corpus, aimed)
 
 
 def test_enough_room_changes_nothing(compressor: Compressor, corpus: MemoryCorpus) -> None:
     bubble = bubble_of(corpus, range(20))
-    context = (with_target(compressor, 100_000) or compressor).compress(bubble)
+    context = (with_target(compressor, 100_000) or compressor).compress(bubble, corpus)
     assert [piece.text for piece in context.pieces] == [hit.chunk.text for hit in bubble.hits]
     assert [piece.kept for piece in context.pieces] == [(hit.chunk.span,) for hit in bubble.hits]
     assert context.keep_ratio == 1.0
@@ -111,4 +111,4 @@ def test_enough_room_changes_nothing(compressor: Compressor, corpus: MemoryCorpu
 
 def test_same_input_same_context(compressor: Compressor, corpus: MemoryCorpus) -> None:
     bubble = bubble_of(corpus, range(12))
-    assert compressor.compress(bubble) == compressor.compress(bubble)
+    assert compressor.compress(bubble, corpus) == compressor.compress(bubble, corpus)

@@ -215,7 +215,7 @@ def test_the_mixture_is_the_sum_of_weighted_token_probabilities(index: Index) ->
     ends = []
     for hit in (hits[0], replace(hits[1], score=hits[0].score)):
         bubble = line.selector.select(QUESTION, [hit], index.corpus)
-        context = line.compressor.compress(bubble)
+        context = line.compressor.compress(bubble, index.corpus)
         made = line.generator.generate(context, index.corpus)
         ends.append(State(question=QUESTION, query=QUESTION, hits=(hit,), context=context, generation=made))
     assert all(end.generation and end.generation.citations for end in ends)
