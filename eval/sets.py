@@ -18,11 +18,12 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question and the places of its evidence, at least one."""
+    """A question, the places of its evidence, at least one, and accepted answers where the set has any."""
 
     text: str
     evidence: tuple[Place, ...]
     id: str = ""
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,12 @@ def read_set(folder: Path, level: str | None = None) -> QuestionSet:
         if level is None or row.get("level", level) == level:
             evidence.setdefault(row["query_id"], []).append((f"{row['doc_id']}.txt", row["start"], row["end"]))
     questions = tuple(
-        Question(text=row["text"], evidence=tuple(evidence[row["query_id"]]), id=row["query_id"])
+        Question(
+            text=row["text"],
+            evidence=tuple(evidence[row["query_id"]]),
+            id=row["query_id"],
+            answers=tuple(row.get("answers") or ()),
+        )
         for row in rows["queries"]
         if row["query_id"] in evidence
     )

@@ -52,6 +52,7 @@ SETS: Mapping[str, SetSpec] = {
     "financebench": SetSpec(folder="financebench"),
     "hotpotqa_200": SetSpec(folder="hotpotqa_200", chunker=_PARAGRAPHS),
     "2wiki_164": SetSpec(folder="2wiki_164", chunker=_PARAGRAPHS),
+    "clapnq_dev": SetSpec(folder="clapnq_dev"),
     "poisonedrag_nq": SetSpec(**_NQ),  # type: ignore[arg-type]
     "poisonedrag_nq_clean": SetSpec(**_NQ, clean=True),  # type: ignore[arg-type]
     "rgb_noise_counterfactual": SetSpec(**_RGB),  # type: ignore[arg-type]
@@ -107,7 +108,12 @@ def read_asked(data: Path, name: str, half: Half) -> Asked:
             place = (f"{row['doc_id']}{spec.suffix}", row["start"], row["end"])
             evidence.setdefault(row["query_id"], []).append(place)
     questions = tuple(
-        Question(text=row["text"], evidence=tuple(evidence[row["query_id"]]), id=f"{spec.folder}/{row['query_id']}")
+        Question(
+            text=row["text"],
+            evidence=tuple(evidence[row["query_id"]]),
+            id=f"{spec.folder}/{row['query_id']}",
+            answers=tuple(row.get("answers") or ()),
+        )
         for row in read_rows(folder / "queries.jsonl")
         if row["query_id"] in evidence
     )

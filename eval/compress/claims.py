@@ -1,0 +1,44 @@
+"""Goals for compressors on the public sets, and whether the rows of a report reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from eval.bench._report import claim
+
+__all__ = ["claims_of"]
+
+_RECALL = {"chroma_chunking": {0.25: 0.75}}
+"""Set -> rate -> recall of evidence characters from a context of 1600 tokens."""
+_KEPT_AT_HALF = 0.90
+_ANSWERS = {"squad_long": 0.95}
+
+
+def claims_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One claim per compressor, set and rate that a goal is about; references and `none` make none."""
+    return [one for name, data in report["sets"].items() for one in _claims(name, data, report["baseline"])]
+
+
+def _claims(name: str, data: Mapping[str, Any], baseline: str) -> Iterator[dict[str, Any]]:
+    for row in data["rows"]:
+        if row["compressor"] == "none" or row["compressor"].startswith("("):
+            continue
+        what = f"{name}, rate {row['rate']:g}, {row['compressor']}"
+        goal = _RECALL.get(name, {}).get(row["rate"])
+        if goal is not None:
+            yield claim(f"{what}: recall", row["scores"]["recall"], goal, "higher")
+        if row["rate"] == 0.5:
+            yield claim(f"{what}: evidence kept", row["scores"]["kept"], _KEPT_AT_HALF, "higher")
+        if name in _ANSWERS and row["scores"]["answer"] is not None:
+            yield claim(f"{what}: answers kept", row["scores"]["answer"], _ANSWERS[name], "higher")
+        if row["scores"]["numbers"] is not None:
+            yield claim(f"{what}: numbers of kept sentences", row["scores"]["numbers"], 1.0, "higher")
+        yield claim(f"{what}: contexts over 3 % off the target", row["off_target"], 0.0, "lower")
+    for one in data["comparisons"]:
+        yield claim(
+            f"{name}, rate {one['rate']:g}, {one['compressor']}: recall minus {baseline}, lower end of the interval",
+            one["low"],
+            0.0001,
+            "higher",
+        )
