@@ -18,6 +18,7 @@ from rag.protocols import SliceCounter, TokenCounter
 from rag.types import Document, Span
 
 __all__ = [
+    "WHITE",
     "SentenceStarts",
     "TokenFinder",
     "TokenMap",
@@ -26,6 +27,7 @@ __all__ = [
     "assemble",
     "fit_tokens",
     "invisible_counts",
+    "is_seam",
     "lexical_words",
     "may_cut",
     "printable",
@@ -39,7 +41,7 @@ __all__ = [
 SEPARATOR = "\n\n"
 """Stands between two pieces of an assembled context."""
 
-_WHITE = " \n\t\r"
+WHITE = " \n\t\r"
 _SEAM = re.compile(r"[ \n\t\r]")
 _STRETCH = 16_384
 """Characters that are tokenised at a time: larger is slower, since a tokenizer keeps tables beside its text."""
@@ -117,6 +119,11 @@ def stretches(text: str) -> Iterator[tuple[int, int]]:
         begin = end
 
 
+def is_seam(text: str, at: int) -> bool:
+    """True when no word goes on over `at`."""
+    return at == 0 or at == len(text) or text[at - 1] in WHITE or text[at] in WHITE
+
+
 class TokenMap(SliceCounter):
     """Counts tokens of any slice of one text after tokenising that text once, on first use.
 
@@ -173,23 +180,19 @@ class TokenMap(SliceCounter):
             known = self._counted[start, end] = self._counter.count(self._text[start:end])
         return known
 
-    def _is_seam(self, at: int) -> bool:
-        text = self._text
-        return at == 0 or at == len(text) or text[at - 1] in _WHITE or text[at] in _WHITE
-
     def _seam_after(self, start: int, end: int) -> int:
         """First seam at or after `start`, else `end`."""
-        if self._is_seam(start):
+        if is_seam(self._text, start):
             return start
         found = _SEAM.search(self._text, start, end)
         return found.start() if found else end
 
     def _seam_before(self, start: int, end: int) -> int:
         """Last seam at or before `end`, else `start`."""
-        if self._is_seam(end):
+        if is_seam(self._text, end):
             return end
         after = start
-        for white in _WHITE:
+        for white in WHITE:
             after = max(after, self._text.rfind(white, after, end) + 1)
         return after
 

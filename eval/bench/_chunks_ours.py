@@ -6,7 +6,7 @@ Vectors come from the hashing embedder: no neural encoder is part of what is mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PACKAGES = ("chunkwise", "tokenizers", "sentencex")
@@ -42,6 +42,18 @@ def _counter(tokens: Any) -> Any:
         def offsets(self, text: str) -> list[tuple[int, int]]:
             tokens.characters[0] += len(text)
             return super().offsets(text)
+
+        def _ascii_sizes(self) -> Any:
+            sizes = super()._ascii_sizes()
+            if sizes is None:
+                return None
+
+            def counted(words: Sequence[str]) -> dict[str, int]:
+                found = sizes(words)
+                tokens.characters[0] += len(" ".join(found))
+                return found
+
+            return counted
 
     kind = TokenizerCounter if tokens.characters is None else Counted
     return kind(tokens.tokenizer, name="minilm", limit=None, additive=True)
