@@ -1,0 +1,185 @@
+"""A key-value cache that models write to in place: room for all tokens is taken at once, nothing is copied per token.
+
+`DynamicCache` of transformers concatenates, so every new token copies the whole cache. A `KvCache` goes wherever
+transformers takes `past_key_values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from rag.engine.errors import EngineError
+
+__all__ = ["KvCache", "KvLayer"]
+
+
+class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__
+    """One layer: `keys` and `values` are (batch, kv heads, capacity, d), of which the first `length` slots are used.
+
+    With `slots` set, an update overwrites those slots instead of appending, and attention sees slots up to the last
+    of them.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, capacity: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.capacity = capacity
+        self.length = 0
+        self.slots: Tensor | None = None
+        self.slots_stop = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.is_initialized = True
+
+    def _room(self, like: Tensor) -> Tensor:
+        batch, heads, _, width = like.shape
+        # not an inference tensor, whatever mode the caller is in: those refuse later writes outside that mode.
+        # Zeros, since a masked slot still meets a weight of 0, and 0 times an uninitialised NaN is NaN.
+        with torch.inference_mode(False):
+            return torch.zeros(batch, heads, self.capacity, width, dtype=like.dtype, device=like.device)
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            raise EngineError("the cache is empty: run the model or write a range first")
+        return self.keys, self.values
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for `tokens` in all; at least doubles, so that growing costs little in the end."""
+        if tokens <= self.capacity:
+            return
+        self.capacity = max(tokens, 2 * self.capacity)
+        if not self.is_initialized:
+            return
+        keys, values = self.buffers()
+        self.keys, self.values = self._room(keys), self._room(values)
+        with torch.no_grad():
+            self.keys[:, :, : self.length] = keys[:, :, : self.length]
+            self.values[:, :, : self.length] = values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Stores the new tokens; returns views of everything that attention may read."""
+        stop = self.length + key_states.shape[-2] if self.slots is None else self.slots_stop
+        self.reserve(stop)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = self.buffers()
+        if self.slots is None:
+            keys[:, :, self.length : stop] = key_states
+            values[:, :, self.length : stop] = value_states
+        else:
+            keys.index_copy_(2, self.slots, key_states)
+            values.index_copy_(2, self.slots, value_states)
+        self.length = max(self.length, stop)
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1  # grows
+
+    def reset(self) -> None:
+        super().reset()
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last tokens; as in transformers the count is negative."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative count of tokens to remove, not {tokens_to_remove}")
+        self.length = max(0, self.length + tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            keys, values = self.buffers()
+            self.keys, self.values = keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            keys, values = self.buffers()
+            self.keys, self.values = keys[indices], values[indices]
+
+
+class KvCache(Cache):
+    """The cache of one model. `capacity` tokens are allocated at the first write; more is taken when they are full.
+
+    Ranges are read and written as (layers, kv heads, tokens, d) for the one sequence of batch size 1.
+    """
+
+    def __init__(self, layers: int, capacity: int = 256) -> None:
+        if layers < 1 or capacity < 1:
+            raise EngineError(f"a cache needs at least one layer and one token, not {layers} and {capacity}")
+        self.kv_layers = [KvLayer(capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.kv_layers))
+
+    @property
+    def length(self) -> int:
+        return self.kv_layers[0].length
+
+    def reserve(self, tokens: int) -> None:
+        for layer in self.kv_layers:
+            layer.reserve(tokens)
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` tokens."""
+        if not 0 <= length <= self.length:
+            raise EngineError(f"cannot keep {length} tokens of a cache of {self.length}")
+        for layer in self.kv_layers:
+            layer.length = length
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of [start, stop), keys as rotated to their positions."""
+        if not 0 <= start < stop <= self.length:
+            raise EngineError(f"cannot read [{start}, {stop}) of a cache of {self.length} tokens")
+        pairs = [layer.buffers() for layer in self.kv_layers]
+        if pairs[0][0].shape[0] != 1:
+            raise EngineError(f"ranges are read from one sequence, not from a batch of {pairs[0][0].shape[0]}")
+        with torch.no_grad():
+            keys = torch.stack([k[0, :, start:stop] for k, _ in pairs])
+            values = torch.stack([v[0, :, start:stop] for _, v in pairs])
+        return keys, values
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> None:
+        """Overwrites or extends from slot `start` on. Slots that this leaves open must be filled before a read."""
+        if keys.shape != values.shape or keys.dim() != 4 or keys.shape[0] != len(self.kv_layers):
+            raise EngineError(
+                f"a range is (layers, kv heads, tokens, d) with {len(self.kv_layers)} layers, "
+                f"not {tuple(keys.shape)} and {tuple(values.shape)}"
+            )
+        stop = start + keys.shape[2]
+        for layer, k, v in zip(self.kv_layers, keys, values, strict=True):
+            layer.reserve(stop)
+            if not layer.is_initialized:
+                layer.lazy_initialization(k[None], v[None])
+            held = layer.buffers()
+            with torch.no_grad():
+                held[0][:, :, start:stop] = k
+                held[1][:, :, start:stop] = v
+            layer.length = max(layer.length, stop)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        self.write(self.length, keys, values)
+
+    @contextmanager
+    def writing_at(self, slots: Tensor) -> Iterator[None]:
+        """Inside, the model's new tokens go to `slots` (ascending) instead of the end."""
+        stop = int(slots[-1]) + 1
+        for layer in self.kv_layers:
+            layer.slots, layer.slots_stop = slots, stop
+        try:
+            yield
+        finally:
+            for layer in self.kv_layers:
+                layer.slots = None

@@ -1,0 +1,84 @@
+"""Chunk reuse: blocks moved to where they stand in this prompt, and one sparse pass over what must be computed.
+
+The blocks never saw what now stands before them. `positions` of theirs that are worth it are computed again together
+with the new tokens: all of them run through all layers at once, attend to the cache by position, and overwrite their
+slots. With every position repaired the result is that of a full prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rag.engine.blocks import KvBlock
+from rag.engine.cache import KvCache
+from rag.engine.errors import EngineError, InterruptedPrefillError
+from rag.engine.layout import Layout, lay_out
+from rag.engine.model import EngineModel
+from rag.engine.prefill import KeepGoing, Prefill
+from rag.engine.repair import RepairPolicy
+from rag.engine.rotate import rotate
+
+__all__ = ["assemble", "complete", "prefill_chunks"]
+
+
+def assemble(model: EngineModel, cache: KvCache, layout: Layout) -> None:
+    """Writes the blocks of `layout` into `cache`, which holds at least its prefix; anything after that is dropped."""
+    if cache.length < layout.prefix:
+        raise EngineError(f"the cache holds {cache.length} tokens of a prefix of {layout.prefix}")
+    cache.truncate(layout.prefix)
+    cache.reserve(len(layout))
+    for place in layout.placed:
+        block = place.block
+        if block.fingerprint != model.fingerprint:
+            raise EngineError(
+                f"a block was made by the model {block.fingerprint}, not by this one ({model.fingerprint}): "
+                "make it again"
+            )
+        keys = rotate(block.k.to(model.device), place.start, model.frequencies)
+        cache.write(place.start, keys, block.v)
+
+
+def complete(
+    model: EngineModel,
+    cache: KvCache,
+    layout: Layout,
+    repair: Iterable[int] = (),
+    *,
+    chunk_tokens: int = 512,
+    keep_going: KeepGoing | None = None,
+) -> Prefill:
+    """Computes the fresh positions and those in `repair` behind an assembled cache, in ascending order.
+
+    `repair` names positions of blocks. Chunks of the pass change nothing, since no token reads a later one.
+    """
+    if chunk_tokens < 1:
+        raise EngineError(f"chunk_tokens must be >= 1, not {chunk_tokens}")
+    held = {position for place in layout.placed for position in range(place.start, place.stop)}
+    wanted = set(repair)
+    if wanted - held:
+        raise EngineError(f"position {min(wanted - held)} is in no block: only reused tokens can be repaired")
+    slots = sorted(wanted.union(layout.fresh))
+    for start in range(0, len(slots), chunk_tokens):
+        if start and keep_going is not None and not keep_going(start, len(slots)):
+            raise InterruptedPrefillError(start, len(slots))
+        step = slots[start : start + chunk_tokens]
+        logits = model.run([layout.ids[i] for i in step], cache, slots=step)
+    reused = len(layout) - len(slots)
+    return Prefill(cache, logits[-1], computed=len(slots), reused=reused, repaired=len(wanted))
+
+
+def prefill_chunks(
+    model: EngineModel,
+    cache: KvCache,
+    prefix: Sequence[int],
+    parts: Sequence[KvBlock | Sequence[int]],
+    policy: RepairPolicy,
+    *,
+    chunk_tokens: int = 512,
+    keep_going: KeepGoing | None = None,
+) -> Prefill:
+    """A prompt of `prefix`, which `cache` holds exactly, and `parts`: blocks are reused, plain ids computed."""
+    layout = lay_out(prefix, parts)
+    assemble(model, cache, layout)
+    repair = policy.tokens_to_repair(layout, model, cache)
+    return complete(model, cache, layout, repair, chunk_tokens=chunk_tokens, keep_going=keep_going)
