@@ -7,29 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+from eval._options import (
+    CacheOption,
+    DataOption,
+    LimitOption,
+    PeerOption,
+    PythonOption,
+    SetOption,
+    SizeOption,
+    SpecOption,
+    folders,
+    spec_of,
+)
+from eval.select.verbs import calibrate, poison
 from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity
-from rag.errors import UsageError
 
 __all__ = ["eval_app"]
 
-eval_app = typer.Typer(no_args_is_help=True, help="Evaluation on public data: chunks, papers, select.")
-
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")
-]
-SpecOption = Annotated[
-    list[str] | None,
-    typer.Option("--chunker", help="Name, or YAML such as '{use: semantic, threshold: sd}'; repeatable."),
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Folder under --data; repeatable.")]
-SizeOption = Annotated[list[int] | None, typer.Option("--size", min=50, help="Mean length to match, in characters.")]
-LimitOption = Annotated[list[int] | None, typer.Option(min=8, help="Limit to set as it is; repeatable.")]
-CacheOption = Annotated[Path | None, typer.Option(help="Folder that keeps vectors, so that a second run is cheap.")]
-PythonOption = Annotated[
-    list[Path] | None,
-    typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
-]
-PeerOption = Annotated[list[str] | None, typer.Option(help="Peer that joins the tables, or 'all'; repeatable.")]
+eval_app = typer.Typer(
+    no_args_is_help=True, help="Evaluation on public data: chunks, papers, select, poison, calibrate."
+)
 
 
 @eval_app.callback()
@@ -63,12 +60,12 @@ def chunks(
     Example: rag eval chunks --data DATA --out out --chunker semantic --size 500 --cache vectors
     """
     set_verbosity(verbose)
-    data, out = _folders(data, out, half)
+    data, out = folders(data, out, half)
     from eval.chunks.report import dressed, markdown, write
     from eval.chunks.run import Settings, run
 
     given: dict[str, Any] = {
-        "chunkers": tuple(_spec(text) for text in chunker) if chunker else Settings.chunkers,
+        "chunkers": tuple(spec_of(text) for text in chunker) if chunker else Settings.chunkers,
         "sets": tuple(sets) if sets else Settings.sets,
         "sizes": tuple(size or ()) if size or max_tokens else Settings.sizes,
         "max_tokens": tuple(max_tokens or ()) if size or max_tokens else Settings.max_tokens,
@@ -83,7 +80,7 @@ def chunks(
         "seed": seed,
         "baseline": baseline,
     }
-    settings = Settings(data=data, embedder=_spec(embedder), **options, **given)
+    settings = Settings(data=data, embedder=spec_of(embedder), **options, **given)
     err = console()
     report = dressed(run(settings, lambda line: None if quiet else err.print(line, markup=False)), settings)
     write(report, out)
@@ -107,7 +104,7 @@ def papers(
     Example: rag eval papers --data DATA --out out --cache vectors
     """
     set_verbosity(verbose)
-    data, out = _folders(data, out)
+    data, out = folders(data, out)
     from eval.papers.report import markdown, run, write
 
     err = console()
@@ -151,24 +148,24 @@ def select(
     Example: rag eval select --data DATA --out out --selector mmr --set squad_long --budget 400 --cache work
     """
     set_verbosity(verbose)
-    data, out = _folders(data, out, half)
+    data, out = folders(data, out, half)
     from eval.select.report import markdown, timings_of, write
     from eval.select.run import run
     from eval.select.settings import Settings
 
     given: dict[str, Any] = {
-        "selectors": tuple(_spec(text) for text in selector) if selector else Settings.selectors,
-        "retrievers": tuple(_spec(text) for text in retriever) if retriever else Settings.retrievers,
+        "selectors": tuple(spec_of(text) for text in selector) if selector else Settings.selectors,
+        "retrievers": tuple(spec_of(text) for text in retriever) if retriever else Settings.retrievers,
         "sets": tuple(sets) if sets else Settings.sets,
         "budgets": tuple(budget) if budget else Settings.budgets,
         "counters": tuple(counter) if counter else Settings.counters,
-        "chunker": _spec(chunker) if chunker else None,
+        "chunker": spec_of(chunker) if chunker else None,
     }
     options: dict[str, Any] = {"half": half, "cache": cache, "resamples": resamples, "seed": seed}
     settings = Settings(
         data=data,
-        baseline=_spec(baseline),
-        embedder=_spec(embedder),
+        baseline=spec_of(baseline),
+        embedder=spec_of(embedder),
         references=references,
         **options,
         **given,
@@ -182,22 +179,5 @@ def select(
         typer.echo(markdown(report, timings_of(done)))
 
 
-def _folders(data: Path | None, out: Path | None, half: str = "all") -> tuple[Path, Path]:
-    if data is None or out is None:
-        raise UsageError("--data DIR (or CHUNKWISE_DATA) and --out DIR are needed")
-    if half not in ("dev", "test", "all"):
-        raise UsageError(f"--half {half}: expected dev, test or all")
-    return data, out
-
-
-def _spec(text: str) -> Any:
-    """A name, or YAML of a mapping with `use`."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text!r} is neither a name nor YAML: {error}") from error
-    if not isinstance(value, str | dict):
-        raise UsageError(f"{text!r}: expected a name, or a mapping with 'use'")
-    return value
+eval_app.command("poison")(poison)
+eval_app.command("calibrate")(calibrate)

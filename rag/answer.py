@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rag.types import Bubble, CompressedContext, Decision, Span
+from rag.text import assemble
+from rag.types import Bubble, CompressedContext, Decision, Hit, Span, content_key
 
 __all__ = ["Answer", "Citation", "Generation", "GenerationStats", "Prompt", "Segment", "StageTrace"]
 
@@ -89,7 +90,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A finished run: all that is needed to draw it or to audit it. `run_id` is empty when nothing was stored."""
+    """A finished run: all that is needed to draw it or to audit it. `run_id` is empty when nothing was stored.
+
+    `candidates` are the hits that the selector was given.
+    """
 
     question: str
     text: str
@@ -101,10 +105,15 @@ class Answer:
     prompt: Prompt
     stats: GenerationStats
     trace: tuple[StageTrace, ...]
+    candidates: tuple[Hit, ...] = ()
     run_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON-safe form that `rag ask --json` prints. Spans are `[start, end]` pairs."""
+        """The JSON-safe form that `rag ask --json` prints. Spans are `[start, end]` pairs.
+
+        `digest` names the text of the bubble, and of the context, as one assembled text. `hits` of the bubble are as
+        the selector left them: it may rank its candidates anew, and add chunks that are none.
+        """
         context = self.context
         return {
             "question": self.question,
@@ -112,10 +121,13 @@ class Answer:
             "supported": list(self.supported),
             "sentences": [_pair(span) for span in self.sentences],
             "citations": [_citation_to_dict(citation) for citation in self.citations],
+            "candidates": [_hit_to_dict(hit) for hit in self.candidates],
             "bubble": {
                 "budget": self.bubble.budget,
                 "token_count": self.bubble.token_count,
+                "digest": content_key("", assemble(self.bubble.texts)),
                 "chunk_ids": [hit.chunk.id for hit in self.bubble.hits],
+                "hits": [_hit_to_dict(hit) for hit in self.bubble.hits],
                 "kept": [[_pair(span) for span in spans] for spans in self.bubble.spans],
                 "decisions": [_decision_to_dict(decision) for decision in self.bubble.decisions],
             },
@@ -124,6 +136,7 @@ class Answer:
                 "source_token_count": context.source_token_count,
                 "keep_ratio": context.keep_ratio,
                 "compressor": context.compressor,
+                "digest": content_key("", assemble(piece.text for piece in context.pieces)),
                 "pieces": [
                     {
                         "chunk_id": piece.chunk_id,
@@ -146,6 +159,16 @@ class Answer:
 
 def _pair(span: Span) -> list[int]:
     return [span.start, span.end]
+
+
+def _hit_to_dict(hit: Hit) -> dict[str, Any]:
+    return {
+        "rank": hit.rank,
+        "chunk_id": hit.chunk.id,
+        "score": float(hit.score),
+        "retriever": hit.retriever,
+        "parts": {name: float(value) for name, value in hit.parts.items()},
+    }
 
 
 def _decision_to_dict(decision: Decision) -> dict[str, Any]:

@@ -239,8 +239,9 @@ class Pipeline:
             prompt=made.prompt,
             stats=made.stats,
             trace=tuple(trace),
+            candidates=tuple(hits),
         )
-        return _kept(answer, index.store, self.config)
+        return _kept(answer, index, self.config)
 
     def describe(self) -> str:
         """The YAML of this pipeline."""
@@ -309,8 +310,10 @@ def _asked(question: str) -> str:
     return question
 
 
-def _kept(answer: Answer, store: Store, config: PipelineConfig) -> Answer:
+def _kept(answer: Answer, index: Index, config: PipelineConfig) -> Answer:
     from dataclasses import replace
 
-    run_id = store.add_run({**answer.to_dict(), "config": config.to_dict()})
+    from rag.replay import about
+
+    run_id = index.store.add_run({**answer.to_dict(), **about(answer, index.corpus), "config": config.to_dict()})
     return replace(answer, run_id=run_id)

@@ -14,7 +14,7 @@ from math import log, sqrt
 from eval.chunks.data import half_of
 from rag.errors import UsageError
 
-__all__ = ["Calibrated", "Tested", "calibrated_theta"]
+__all__ = ["Calibrated", "Tested", "calibrated_theta", "slack_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ def calibrated_theta(
 
     Errors: UsageError for questions of the test half or twice, and numbers outside of their range.
     """
-    _check(questions, thetas, target, alpha)
-    slack = sqrt(log(1 / alpha) / (2 * len(questions)))
+    _check(questions, thetas)
+    slack = slack_of(len(questions), target, alpha)
     found: float | None = None
     tested: list[Tested] = []
     for theta in sorted(set(thetas)):
@@ -74,11 +74,16 @@ def calibrated_theta(
     )
 
 
-def _check(questions: Sequence[str], thetas: Sequence[float], target: float, alpha: float) -> None:
-    if not questions or not thetas:
-        raise UsageError("calibrate: at least one question and one theta are needed")
+def slack_of(questions: int, target: float, alpha: float) -> float:
+    """What the bound is below the mean recall of so many questions; UsageError for numbers outside of their range."""
     if not 0.0 < target <= 1.0 or not 0.0 < alpha < 1.0:
         raise UsageError(f"calibrate: target and alpha must be between 0 and 1, not {target}, {alpha}")
+    return sqrt(log(1 / alpha) / (2 * questions))
+
+
+def _check(questions: Sequence[str], thetas: Sequence[float]) -> None:
+    if not questions or not thetas:
+        raise UsageError("calibrate: at least one question and one theta are needed")
     if len(set(questions)) < len(questions):
         raise UsageError("calibrate: a question is there twice, but the bound needs them to be independent")
     unfit = [question for question in questions if half_of(question) != "dev"]

@@ -1,6 +1,6 @@
 """How well the selector `verified` tells poisoned passages from clean ones, signal by signal.
 
-Run it as `python -m eval.select.poison --data DATA`. A question's hits are judged together, as the selector does it:
+A question's hits are judged together, as the selector does it:
 the 20 best passages by BM25 (`poisonedrag_nq`, and the clean sets), or the passages that a set names for the question.
 Variants: `poisonedrag_nq/bare` has the adversarial passages without the question in front of them;
 `rgb_noise_counterfactual/trust` tells the verifier, by metadata, which passages come from untrusted sources. Clean
@@ -9,7 +9,6 @@ sets have no poison: there every flag is a false one. Thresholds are for the dev
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sqlite3
@@ -17,25 +16,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from eval.chunks.data import half_of
 from eval.sets import read_rows
 from rag.protocols import TextModel
-from rag.registry import build
 from rag.text import lexical_words
-from rag.tokens import WordCounter
 from rag.types import Chunk, Document, Hit
 
-__all__ = ["SIGNALS", "Case", "cases_of", "judged", "perplexity_flags", "rates"]
+__all__ = [
+    "CLEAN",
+    "POISONED",
+    "SIGNALS",
+    "Case",
+    "cases_of",
+    "judged",
+    "perplexity_flags",
+    "rates",
+    "resampled",
+]
 
 SIGNALS = ("injection", "hidden", "containment", "density", "conflict", "agreement")
 POISONED = (
     "poisonedrag_nq", "poisonedrag_nq/bare", "rgb_noise_counterfactual", "rgb_noise_counterfactual/trust",
     "injection_bipia_train",
 )  # fmt: skip
+CLEAN = ("squad_long", "hotpotqa_200", "chroma_chunking")
 _BAD = ("poison", "counterfactual", "injected")
 _GOOD = ("positive", "clean")
 _PIECE = 800
@@ -176,58 +182,48 @@ def _perplexity(model: TextModel, text: str) -> float:
 
 def rates(cases: Sequence[Case], flags: Sequence[Sequence[bool]]) -> dict[str, float]:
     """Precision, recall and F1 of the flags, the share of clean hits flagged, and of clean evidence lost."""
-    rows = [
-        (bad, gold, flag)
-        for case, row in zip(cases, flags, strict=True)
-        for bad, gold, flag in zip(case.bad, case.evidence, row, strict=True)
-    ]
-    hit = sum(bad and flag for bad, _, flag in rows)
-    bad, flagged = sum(row[0] for row in rows), sum(row[2] for row in rows)
-    clean = [flag for bad_, _, flag in rows if not bad_]
-    gold = [flag for bad_, is_gold, flag in rows if is_gold and not bad_]
-    precision, recall = _share(hit, flagged), _share(hit, bad)
+    counts = [_counted(case, row) for case, row in zip(cases, flags, strict=True)]
+    return _rates([sum(column) for column in zip(*counts, strict=True)])
+
+
+def resampled(
+    cases: Sequence[Case], flags: Sequence[Sequence[bool]], resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """The middle 95 % of every rate over questions drawn anew."""
+    import numpy as np
+
+    counts = np.array([_counted(case, row) for case, row in zip(cases, flags, strict=True)], dtype=np.int64)
+    drawn = np.random.default_rng(seed).integers(0, len(counts), size=(resamples, len(counts)))
+    found = [_rates(counts[one].sum(axis=0).tolist()) for one in drawn]
+    made = {}
+    for name in found[0]:
+        low, high = np.quantile([one[name] for one in found], (0.025, 0.975))
+        made[name] = (round(float(low), 4), round(float(high), 4))
+    return made
+
+
+def _counted(case: Case, flags: Sequence[bool]) -> tuple[int, ...]:
+    """Hits; poisoned, flagged, both; clean and flagged; clean ones with evidence, and those of them flagged."""
+    rows = list(zip(case.bad, case.evidence, flags, strict=True))
+    gold = [flag for bad, is_gold, flag in rows if is_gold and not bad]
+    both = sum(bad and flag for bad, _, flag in rows)
+    poisoned, flagged = sum(case.bad), sum(map(bool, flags))
+    return len(rows), poisoned, flagged, both, flagged - both, len(gold), sum(gold)
+
+
+def _rates(counts: Sequence[int]) -> dict[str, float]:
+    hits, poisoned, flagged, both, wrong, gold, lost = counts
     return {
-        "hits": len(rows),
-        "poisoned": bad,
-        "precision": precision,
-        "recall": recall,
-        "f1": _share(2 * hit, bad + flagged),
-        "false_flags": _share(sum(clean), len(clean)),
-        "evidence_lost": _share(sum(gold), len(gold)),
+        "hits": hits,
+        "poisoned": poisoned,
+        "flagged": flagged,
+        "precision": _share(both, flagged),
+        "recall": _share(both, poisoned),
+        "f1": _share(2 * both, poisoned + flagged),
+        "false_flags": _share(wrong, hits - poisoned),
+        "evidence_lost": _share(lost, gold),
     }
 
 
 def _share(part: float, whole: float) -> float:
     return round(part / whole, 4) if whole else 0.0
-
-
-def main(
-    data: Annotated[Path, typer.Option(envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Set, or SET/VARIANT; repeatable.")] = None,
-    half: Annotated[str, typer.Option(help="dev (for thresholds), test or all.")] = "dev",
-    limit: Annotated[int, typer.Option(min=0, help="Questions per set; 0 for all.")] = 0,
-    option: Annotated[list[str] | None, typer.Option(help="A number for the verifier, NAME=VALUE; repeatable.")] = None,
-    perplexity: Annotated[int, typer.Option(min=0, help="Questions per set for the perplexity baseline.")] = 0,
-) -> None:
-    """Detection of poison, a row of JSON a set and signal."""
-    given: dict[str, Any] = {name: float(value) for name, _, value in (one.partition("=") for one in option or ())}
-    spec = {"use": "verified", "trust": {"meta.tier=low": "untrusted"}, **given}
-    verifier = build("selector", spec, services={"counter": WordCounter()})
-    for name in sets or POISONED:
-        cases = cases_of(data, name, half)[: limit or None]
-        told = [judged(case, verifier) for case in cases]
-        for signal in (*SIGNALS, "all"):
-            flags = [[row[signal] for row in rows] for rows in told]
-            typer.echo(json.dumps({"set": name, "half": half, "signal": signal, **rates(cases, flags)}))
-        if perplexity:
-            model = build("generator", "local", services={}).text_model
-            some = cases[:perplexity]
-            for signal, flags in (
-                ("perplexity", perplexity_flags(some, model)),
-                ("all, same questions", [[row["all"] for row in rows] for rows in told[:perplexity]]),
-            ):
-                typer.echo(json.dumps({"set": name, "half": half, "signal": signal, **rates(some, flags)}))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -23,15 +23,18 @@ from rag.cli._common import (
     read_queries,
     set_verbosity,
 )
+from rag.cli._ledger import draw_citations, draw_replay, draw_trace
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.errors import UsageError
+from rag.text import printable
 
 if TYPE_CHECKING:
     from rag.answer import Answer
     from rag.index import Index
     from rag.pipeline import Pipeline
+    from rag.replay import Replay
 
-SHOWN_SKIPS = 5
+LISTED = 20
 
 WhereOption = Annotated[
     str | None, typer.Option("--where", help='Metadata filter as JSON, such as \'{"source": "handbook.md"}\'.')
@@ -74,6 +77,7 @@ def ask(
     where: WhereOption = None,
     queries: QueriesOption = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show the stages and the ledger too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="With --trace: every line of the ledger.")] = False,
     flow: Annotated[
         str | None, typer.Option("--flow", help="Answer along this flow: a YAML file, or a shipped one such as crag.")
     ] = None,
@@ -87,6 +91,8 @@ def ask(
 
     Example: rag ask "Who approves travel above 5,000 EUR?"
     """
+    from rag.replay import about
+
     set_verbosity(verbose)
     one = _one_or_many(question, queries)
     filters = _filter(where)
@@ -101,40 +107,93 @@ def ask(
             return
         answer = asked(one, lambda text: typer.echo(text, nl=False))
         typer.echo()
-    run = answer.to_dict()
+        run = {**answer.to_dict(), **about(answer, opened.corpus)}
     draw_citations(run, index)
     if trace:
-        draw_trace(run)
+        draw_trace(run, every=every)
     elif not quiet and answer.run_id:
         console().print(f"why this answer: rag explain {answer.run_id} --index {index}", style="dim", markup=False)
 
 
 def explain(
     run: Annotated[str, typer.Argument(help="Run id, or 'last'.")] = "last",
+    every: Annotated[bool, typer.Option("--all", help="Every line of the ledger, with all score parts.")] = False,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="Rebuild the context from the ledger, select again, and compare. Exit 1: differs."
+        ),
+    ] = False,
     prompt: Annotated[bool, typer.Option("--prompt", help="Print the exact prompt as well.")] = False,
+    newest: Annotated[bool, typer.Option("--list", help="Only name the newest runs.")] = False,
     index: IndexOption = DEFAULT_INDEX,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Show how an answer came about: stages, every kept and dropped chunk with its reason, the prompt."""
+    """Show how an answer came about: stages, every kept and dropped part with its scores and reason, the prompt.
+
+    Example: rag explain last --all
+    """
+    from rag.replay import ledger, totals
+
     set_verbosity(verbose)
-    with open_index(index) as opened:
-        if run == "last":
-            newest = opened.store.runs(1)
-            if not newest:
-                raise UsageError(f"{index} holds no runs yet; ask something first: rag ask QUESTION --index {index}")
-            run = newest[0]["run_id"]
-        found = opened.store.run(run)
-    if as_json:
-        print_json(found)
+    if newest:
+        _list_runs(index, as_json)
         return
-    typer.echo(f"{found['question']}\n{found['answer']}")
-    draw_citations(found, index)
-    draw_trace(found)
-    if prompt:
-        typer.echo(found["prompt"])
+    with open_index(index) as opened:
+        found = _run(run, opened)
+        checked = _replayed(found, opened, config) if replay else None
+    if as_json:
+        more: dict[str, Any] = {"replay": checked.to_dict()} if checked else {}
+        more["compression"] = ledger(found, "context")
+        print_json({**found, "ledger": ledger(found), "totals": totals(found), **more})
+    elif checked:
+        draw_replay(checked)
+    else:
+        typer.echo(f"{found['question']}\n{found['answer']}")
+        draw_citations(found, index)
+        draw_trace(found, every=every)
+        if prompt:
+            typer.echo(found["prompt"])
+    if checked and not checked.ok:
+        raise typer.Exit(1)
+
+
+def _list_runs(directory: Path, as_json: bool) -> None:
+    with open_index(directory) as index:
+        runs = index.store.runs(LISTED)
+    rows = [
+        {"run_id": run["run_id"], "question": run["question"], "tokens": run["bubble"]["token_count"]} for run in runs
+    ]
+    if as_json:
+        print_json({"runs": rows})
+        return
+    for row in rows:
+        typer.echo(printable(f"{row['run_id']}  {row['tokens']:>6} tokens  {' '.join(row['question'].split())}"))
+
+
+def _run(run: str, index: Index) -> dict[str, Any]:
+    if run != "last":
+        return index.store.run(run)
+    newest = index.store.runs(1)
+    if not newest:
+        raise UsageError(
+            f"{index.directory} holds no runs yet; ask something first: rag ask QUESTION --index {index.directory}"
+        )
+    return newest[0]
+
+
+def _replayed(run: dict[str, Any], index: Index, config: Path | None) -> Replay:
+    """By the pipeline that the run was made with, unless another is named."""
+    from rag.config import PipelineConfig
+    from rag.pipeline import Pipeline
+    from rag.replay import replay
+
+    if config:
+        return replay(run, pipeline_for(config, index=index), index)
+    return replay(run, Pipeline(PipelineConfig.from_dict(run["config"], where=f"run {run['run_id']}")), index)
 
 
 def _asker(
@@ -154,56 +213,6 @@ def _asker(
         return answer
 
     return along
-
-
-def draw_citations(run: dict[str, Any], index: Path) -> None:
-    """The citations of an answer, each with the command that opens it."""
-    for citation in run["citations"]:
-        page = f", page {citation['page']}" if citation["page"] else ""
-        place = f"{citation['doc_id']}:{citation['start']}-{citation['end']}"
-        typer.secho(f"[{citation['mark']}] {citation['source']}{page}  (rag show {place} --index {index})", fg="cyan")
-        typer.echo("    " + " ".join(citation["text"].split()))
-
-
-def draw_trace(run: dict[str, Any]) -> None:
-    """The stages and the ledger, as two tables on stderr."""
-    from rich.table import Column, Table
-
-    stages = Table("stage", "plugin", "ms", "in", "out", "notes", title="stages", title_justify="left")
-    for stage in run["trace"]:
-        notes = ", ".join(f"{name}={_short(value)}" for name, value in stage["notes"].items())
-        milliseconds = f"{1000 * stage['seconds']:.0f}"
-        stages.add_row(
-            stage["stage"], stage["plugin"], milliseconds, str(stage["items_in"]), str(stage["items_out"]), notes
-        )
-    bubble = run["bubble"]
-    title = f"ledger: {bubble['token_count']} of {bubble['budget']} tokens"
-    ledger = Table(
-        Column("chunk", no_wrap=True, overflow="fold"),
-        "action",
-        "relevance",
-        "tokens",
-        "reason",
-        title=title,
-        title_justify="left",
-    )
-    skipped = [line for line in bubble["decisions"] if line["action"].startswith("skip")]
-    for line in bubble["decisions"]:
-        if line in skipped[SHOWN_SKIPS:]:
-            continue
-        relevance = f"{line['relevance']:.4f}"
-        ledger.add_row(_candidate(line), line["action"], relevance, str(line["tokens"]), line["reason"])
-    out = console()
-    out.print(stages)
-    out.print(ledger)
-    if len(skipped) > SHOWN_SKIPS:
-        out.print(f"and {len(skipped) - SHOWN_SKIPS} more that were skipped (--json shows all)", style="dim")
-
-
-def _candidate(line: dict[str, Any]) -> str:
-    """The chunk of a ledger line, or the part of it that the line is about: what `rag show` opens."""
-    span = line.get("span")
-    return f"{line['chunk_id'].rpartition(':')[0]}:{span[0]}-{span[1]}" if span else line["chunk_id"]
 
 
 def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:
@@ -252,7 +261,3 @@ def _filter(where: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UsageError(f'--where: expected a JSON object such as {{"source": "a.md"}}, not {where!r}')
     return value
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from rag.cli._common import (
     print_json,
     set_verbosity,
 )
-from rag.cli.asking import draw_citations, draw_trace
+from rag.cli._ledger import draw_citations, draw_trace
 
 QUESTIONS = (
     "Who approves travel above 5,000 EUR?",

@@ -69,7 +69,9 @@ def read_run(directory: Path, run_id: str) -> dict[str, Any]:
     """The trace with its `run_id`; UsageError for an unknown id."""
     rows = _rows(directory, "SELECT run_id, run FROM runs WHERE run_id = ?", (run_id,))
     if not rows:
-        raise UsageError(f"no run {run_id!r} in {directory}; the newest {KEPT_RUNS} are kept, `rag explain` lists them")
+        raise UsageError(
+            f"no run {run_id!r} in {directory}; {KEPT_RUNS} are kept, and `rag explain --list` names the newest"
+        )
     return {**json.loads(rows[0][1]), "run_id": run_id}
 
 
