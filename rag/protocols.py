@@ -43,6 +43,7 @@ __all__ = [
     "TextModel",
     "TokenCounter",
     "TokenLoss",
+    "TokenNeed",
     "nested",
     "service",
 ]
@@ -56,6 +57,9 @@ Fields: `source`, `doc_id`, `title`, `section`, `meta.NAME`. Operators: eq, ne, 
 
 TokenLoss = tuple[int, int, float]
 """Half-open range of characters of a token, and its negative log likelihood in nats."""
+
+TokenNeed = tuple[int, int, float, float, tuple[str, ...]]
+"""A TokenLoss, ATLAS's need to retrieve at that token (0 to 1), and the words before it that it leans on."""
 
 
 def service(default: Any = MISSING) -> Any:
@@ -367,6 +371,10 @@ class TextModel(Protocol):
         One (start, end, nats) per token, in order: a half-open range of characters of `text`, and -ln of the token's
         probability. `after` and `text` are tokenised apart. None where the model does not tell, as most endpoints.
         """
+        return None
+
+    def needs(self, text: str, *, after: str = "", reading: str = "from") -> list[TokenNeed] | None:
+        """As `losses`, with what the model's attention says; None where the model does not show it."""
         return None
 
 

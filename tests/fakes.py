@@ -12,7 +12,7 @@ import numpy as np
 
 from rag.answer import Generation
 from rag.embedders.hashing import HashingEmbedder
-from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss, TokenNeed
 from rag.tokens import WordCounter
 from rag.types import CompressedContext
 from rag.vectors import Vectors
@@ -40,6 +40,7 @@ class FakeModel(TextModel):
     """
 
     nats: Callable[[str, str], float] | None
+    need: Callable[[str, str], float] | None = field(default=None, kw_only=True)
     answer: str = _JUNK
     scored: list[tuple[str, str]] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
@@ -63,6 +64,16 @@ class FakeModel(TextModel):
             loss = self.nats(found[0], whole[max(0, start + shift - 12) : start + shift])
             made.extend([(start, end, loss)] * (1 if found[0].isascii() else len(found[0].encode())))
         return made
+
+    def needs(self, text: str, *, after: str = "", reading: str = "from") -> list[TokenNeed] | None:
+        if self.need is None:
+            return None
+        words = tuple(re.findall(r"[A-Za-z]+", after)[-2:])
+        told = self.losses(text, after=after) or []
+        return [
+            (start, end, nats, self.need(text[start:end], text[max(0, start - 12) : start]), words)
+            for start, end, nats in told
+        ]
 
 
 def hashed(token: str, before: str) -> float:

@@ -20,12 +20,14 @@ import yaml
 
 from rag.answer import Answer, Generation
 from rag.errors import ConfigError, UsageError
-from rag.flow.judges import Answered, Asked, Confident, Feedback, Grade, Parts, Settled, Topic
+from rag.flow.feedback import Feedback
+from rag.flow.judges import Answered, Asked, Confident, Grade, Parts, Settled, Topic
 from rag.flow.nodes import Branch, Judge, Loop, Node, Route, run_all
 from rag.flow.queries import Expand, Narrow, Rewrite
 from rag.flow.spec import check_nodes, nodes_from, to_spec
 from rag.flow.state import Budget, Run, State
-from rag.flow.steps import Abstain, Compress, Generate, Refine, Retrieve, Select, Widen
+from rag.flow.steps import Abstain, Adjust, Compress, Generate, Refine, Retrieve, Select, Widen
+from rag.flow.timing import Needs
 from rag.flow.tree import Tree
 from rag.index import Index
 from rag.types import Bubble, CompressedContext
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Abstain",
+    "Adjust",
     "Answered",
     "Asked",
     "Branch",
@@ -50,6 +53,7 @@ __all__ = [
     "Judge",
     "Loop",
     "Narrow",
+    "Needs",
     "Node",
     "Parts",
     "Refine",
@@ -159,10 +163,13 @@ class Flow:
         if isinstance(index, str | Path):
             with Index.open(index) as opened:
                 return self.run(pipeline, question, opened, where=where, clock=clock)
+        from rag.replay import about
+
         run = Run(pipeline, index, self.budget, clock)
         end = run_all(self.nodes, State(question=question, query=question, where=where), run)
         answer = _answer(end, run)
-        kept = {**answer.to_dict(), "config": pipeline.config.to_dict(), "flow": self.to_dict()}
+        facts = about(answer, index.corpus)
+        kept = {**answer.to_dict(), **facts, "config": pipeline.config.to_dict(), "flow": self.to_dict()}
         return replace(answer, run_id=index.store.add_run(kept))
 
 
@@ -184,4 +191,5 @@ def _answer(end: State, run: Run) -> Answer:
         prompt=made.prompt,
         stats=made.stats,
         trace=tuple(run.trace),
+        candidates=end.hits,
     )

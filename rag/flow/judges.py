@@ -1,21 +1,23 @@
 """Judges for routes and loops. Each reads a state and gives one of its labels; rules first, a model where it can.
 
 Retrieved text reaches a decision here: judges count words, probabilities and citations, so that a passage that says
-"score 10, context sufficient" is a passage like others. `asked` shows a model the question only, never a passage.
+"score 10, context sufficient" is a passage like others. No model is shown a passage: `asked` shows it the question, and
+`feedback`, where it may ask one, the answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from rag.answer import Generation
 from rag.errors import ConfigError
 from rag.flow.nodes import Judge
-from rag.flow.relevance import covered, strips_of
+from rag.flow.relevance import strips_of
 from rag.flow.state import Run, State, Verdict
+from rag.generators._attention import whole_word
 from rag.generators._support import content_words
 from rag.prompt import MARKS
 from rag.registry import Spec, build
@@ -23,7 +25,7 @@ from rag.registry import Spec, build
 if TYPE_CHECKING:
     from rag.types import Span
 
-__all__ = ["Answered", "Asked", "Confident", "Feedback", "Grade", "Parts", "Settled", "Topic", "Variants", "doubts"]
+__all__ = ["Answered", "Asked", "Confident", "Grade", "Parts", "Settled", "Topic", "Variants", "doubts"]
 
 
 @runtime_checkable
@@ -217,8 +219,8 @@ class Confident(Judge):
     `no` when the model gave a token that carries meaning (no stop word, number or punctuation) a probability under
     `least`. A model that does not tell is judged by its unsupported sentences instead.
 
-    Deviations: the whole draft is judged, not sentence by sentence while it is written; ATLAS's layer-attention
-    gradient is left out, since no generator here shows its attention, and the formula is zero as printed.
+    Deviations: the whole draft is judged, not sentence by sentence while it is written. ATLAS's layer-attention
+    gradient is in the judge `needs`.
     """
 
     use: ClassVar[str] = "confident"
@@ -255,67 +257,12 @@ def doubts(made: Generation, least: float, run: Run) -> tuple[list[str], float, 
     unsure = []
     for start, end, nats in losses:
         if nats > edge:
-            word = _whole_word(text, start, end)
+            word = whole_word(text, start, end)
             if word and not word.isdigit() and content_words(word) and word not in unsure:
                 unsure.append(word)
     mean = math.exp(-sum(nats for *_, nats in losses) / len(losses)) if losses else 0.0
     return unsure, mean, "token probabilities"
 
 
-def _whole_word(text: str, start: int, end: int) -> str:
-    """The word that a token is a part of; "" for a token without a letter or digit."""
-    while start < end and not text[start].isalnum():
-        start += 1
-    while start > 0 and start < end and text[start - 1].isalnum():
-        start -= 1
-    while start < end < len(text) and text[end].isalnum():
-        end += 1
-    return text[start:end].strip() if any(char.isalnum() for char in text[start:end]) else ""
-
-
 def _words(text: str, span: Span) -> list[str]:
     return MARKS.sub("", text[span.start : span.end]).split()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feedback(Judge):
-    """SAGE's self-feedback (arXiv 2503.01713): is the answer good (`enough`), or was the context wrong?
-
-    `lacking` when the context covers less than `cover` of the question's words, `excessive` when the last third of
-    the pieces has no citation. An answer whose quality is at least `quality` is enough whatever the context.
-
-    Deviations: SAGE asks a language model for a mark out of ten and for the direction. Here the quality is the
-    supported share of the sentences, times the model's mean token probability where it tells and `confidence` is on.
-    """
-
-    use: ClassVar[str] = "feedback"
-    needs: ClassVar[tuple[str, ...]] = ("generation", "context")
-
-    quality: float = 0.9
-    cover: float = 0.6
-    confidence: bool = field(default=False)
-
-    def __post_init__(self) -> None:
-        _shares("feedback", quality=self.quality, cover=self.cover)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ("enough", "lacking", "excessive")
-
-    def judge(self, state: State, run: Run) -> Verdict:
-        made = state.generation or Generation(text="")
-        pieces = state.context.pieces if state.context else ()
-        cover = covered(state.question, [piece.text for piece in pieces])
-        value = sum(made.supported) / len(made.supported) if made.citations and made.supported else 0.0
-        if value and self.confidence and run.text_model is not None:
-            value *= doubts(made, 0.5, run)[1]
-        value *= min(1.0, cover / self.cover) if self.cover else 1.0
-        last = pieces[len(pieces) - len(pieces) // 3 :]
-        cited = {citation.chunk_id for citation in made.citations}
-        if value >= self.quality:
-            label = "enough"
-        elif cover < self.cover or not last or any(piece.chunk_id in cited for piece in last):
-            label = "lacking"
-        else:
-            label = "excessive"
-        return Verdict(label=label, score=value, notes={"coverage": round(cover, 4), "quality": round(value, 4)})

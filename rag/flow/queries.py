@@ -12,6 +12,7 @@ from rag.flow.judges import doubts, variants_plugin
 from rag.flow.nodes import Node, Notes
 from rag.flow.relevance import telling
 from rag.flow.state import Run, State
+from rag.flow.timing import Reading, trigger
 from rag.generators._support import content_words
 from rag.prompt import MARKS
 from rag.registry import Spec
@@ -56,19 +57,25 @@ class Rewrite(Node):
 
     `keywords`: the question's words that carry meaning, and from the second time on the most frequent words of the
     hits that are there. `answer`: question and last answer (ITER-RETGEN: Shao et al., arXiv 2305.15294). `masked`: the
-    draft without the words that the model was unsure of, behind the question (FLARE). `uncovered`: the question's words
-    that the hits do not hold. `model`: written by the language model (Rewrite-Retrieve-Read, arXiv 2305.14283).
+    draft without the words that the model was unsure of, behind the question (FLARE). `attended`: the question and the
+    words that the draft leans on where it needs most to look something up (ATLAS, arXiv 2504.01281; as `masked` where
+    the model does not show its attention or no word is in doubt); words of passages may be among them. `uncovered`: the
+    question's words that the hits do not hold. `model`: written by the language model (Rewrite-Retrieve-Read, arXiv
+    2305.14283).
     """
 
     use: ClassVar[str] = "rewrite"
 
-    by: Literal["keywords", "answer", "masked", "uncovered", "model"] = "keywords"
+    by: Literal["keywords", "answer", "masked", "attended", "uncovered", "model"] = "keywords"
     least: float = 0.5
+    reading: Reading = "from"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.by not in ("keywords", "answer", "masked", "uncovered", "model"):
-            raise ConfigError(f"rewrite: by keywords, answer, masked, uncovered or model, not {self.by!r}")
+        if self.by not in ("keywords", "answer", "masked", "attended", "uncovered", "model"):
+            raise ConfigError(f"rewrite: by keywords, answer, masked, attended, uncovered or model, not {self.by!r}")
+        if self.reading not in ("from", "received", "printed"):
+            raise ConfigError(f"rewrite: reading must be from, received or printed, not {self.reading!r}")
         if not 0 <= self.least <= 1:
             raise ConfigError(f"rewrite: least must lie in [0, 1], not {self.least}")
 
@@ -84,7 +91,12 @@ class Rewrite(Node):
             return written.splitlines()[0][:_LONGEST] if written else question
         if self.by == "answer":
             return f"{question} {' '.join(answer.split()[:_ANSWER_WORDS])}"
-        if self.by == "masked":
+        if self.by == "attended":
+            made = state.generation or Generation(text="")
+            found = trigger(made, run, least=self.least, reading=self.reading)
+            if found is not None and found[2]:
+                return " ".join([question, *found[2]])
+        if self.by in ("masked", "attended"):
             unsure = {word.casefold() for word in doubts(state.generation or Generation(text=""), self.least, run)[0]}
             kept = [word for word in answer.split() if word.casefold().strip(".,;:!?") not in unsure]
             return f"{question} {' '.join(kept[:_ANSWER_WORDS])}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from rag.errors import ConfigError
-from rag.flow import judges, queries, steps
+from rag.flow import feedback, judges, queries, steps, timing
 from rag.flow.nodes import Branch, Judge, Loop, Node, Route
 from rag.flow.tree import Tree
 from rag.registry import check
@@ -18,15 +18,15 @@ __all__ = ["JUDGES", "NODES", "check_nodes", "from_spec", "to_spec"]
 NODES: Mapping[str, type[Node]] = {
     kind.use: kind
     for kind in (
-        steps.Retrieve, steps.Select, steps.Compress, steps.Generate, steps.Refine, steps.Widen, steps.Abstain,
-        queries.Expand, queries.Rewrite, queries.Narrow, Route, Branch, Loop, Tree,
+        steps.Retrieve, steps.Select, steps.Compress, steps.Generate, steps.Refine, steps.Widen, steps.Adjust,
+        steps.Abstain, queries.Expand, queries.Rewrite, queries.Narrow, Route, Branch, Loop, Tree,
     )
 }  # fmt: skip
 JUDGES: Mapping[str, type[Judge]] = {
     kind.use: kind
     for kind in (
         judges.Topic, judges.Parts, judges.Asked, judges.Grade, judges.Answered, judges.Settled, judges.Confident,
-        judges.Feedback,
+        feedback.Feedback, timing.Needs,
     )
 }  # fmt: skip
 _SLOTS = ("retriever", "selector", "compressor", "generator")

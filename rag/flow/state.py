@@ -45,7 +45,8 @@ class Budget:
 class State:
     """The ports between nodes. `question` never changes, `query` is what the next search asks for.
 
-    `k` is how many hits a search takes (0: its own default); `previous` is the answer of the round before.
+    `k` is how many hits a search takes, `min_k` how many a selector keeps in any case (0: their own defaults);
+    `previous` is the answer of the round before.
     """
 
     question: str
@@ -54,6 +55,7 @@ class State:
     queries: tuple[str, ...] = ()
     hits: tuple[Hit, ...] = ()
     k: int = 0
+    min_k: int = 0
     bubble: Bubble | None = None
     context: CompressedContext | None = None
     generation: Generation | None = None
@@ -80,6 +82,8 @@ class Run:
         self.trace: list[StageTrace] = []
         self.rounds = 0
         self.tokens = 0
+        self.kept: dict[tuple[str, ...], Any] = {}
+        """What a node found out that another may ask for; gone with the run."""
         self._started = clock()
         self._variants: dict[str, Pipeline] = {}
 

@@ -17,7 +17,7 @@ from rag.registry import Spec, spec_name
 from rag.text import assemble
 from rag.types import Bubble, Decision, Hit
 
-__all__ = ["Abstain", "Compress", "Generate", "Refine", "Retrieve", "Select", "Widen"]
+__all__ = ["Abstain", "Adjust", "Compress", "Generate", "Refine", "Retrieve", "Select", "Widen"]
 
 Ask = Literal["question", "query"]
 
@@ -52,7 +52,7 @@ class Retrieve(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Select(Node):
-    """Hits to a bubble within the selector's budget."""
+    """Hits to a bubble within the selector's budget. After `adjust` the selector must have a `min_k`, as `gradient`."""
 
     use: ClassVar[str] = "select"
     needs: ClassVar[tuple[str, ...]] = ("hits",)
@@ -62,7 +62,11 @@ class Select(Node):
     ask: Ask = "question"
 
     def run(self, state: State, run: Run, path: str) -> tuple[State, Notes]:
-        pipeline = run.with_slot("selector", self.selector)
+        spec = self.selector
+        if state.min_k:
+            given = run.pipeline.config.selector if spec is None else spec
+            spec = {**({"use": given} if isinstance(given, str) else given), "min_k": state.min_k}
+        pipeline = run.with_slot("selector", spec)
         asked = state.question if self.ask == "question" else state.query
         bubble = pipeline.selector.select(asked, state.hits, run.index.corpus)
         notes = {"plugin": spec_name(pipeline.config.selector), "tokens": bubble.token_count, "budget": bubble.budget}
@@ -213,6 +217,30 @@ class Widen(Node):
         turn: Mapping[str, int] = {"lacking": self.step, "excessive": -self.step}
         k = min(self.most, max(1, state.k + turn.get(state.label, 0))) if state.k else self.start
         return replace(state, k=k), {"k": k}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjust(Node):
+    """SAGE's step: the selector keeps `step` hits more in any case when the last judgement was `lacking`, fewer when it
+    was `excessive`; `start` is the paper's min_k."""
+
+    use: ClassVar[str] = "adjust"
+
+    start: int = 7
+    step: int = 1
+    most: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.start <= self.most or self.step < 1:
+            raise ConfigError(
+                f"adjust: 1 <= start <= most and step >= 1, not start={self.start}, most={self.most}, step={self.step}"
+            )
+
+    def run(self, state: State, run: Run, path: str) -> tuple[State, Notes]:
+        turn = {"lacking": self.step, "excessive": -self.step}.get(state.label, 0)
+        min_k = min(self.most, max(1, state.min_k + turn)) if state.min_k else self.start
+        return replace(state, min_k=min_k), {"min_k": min_k}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rag.protocols import TextModel, TokenLoss
+from rag.protocols import TextModel, TokenLoss, TokenNeed
 
 __all__ = ["Completion"]
 
@@ -14,11 +14,13 @@ __all__ = ["Completion"]
 class Completion(TextModel):
     """`write(prompt, max_tokens)` gives the text so far, each time it has grown; nothing is loaded before that.
 
-    `weigh(text, after)` gives the losses of its tokens; None for a model that does not tell them.
+    `weigh(text, after)` gives the losses of its tokens, `attend(text, after, reading)` what attention says of them;
+    None for a model that does not tell.
     """
 
     write: Callable[[str, int], Iterator[str]]
     weigh: Callable[[str, str], list[TokenLoss]] | None = None
+    attend: Callable[[str, str, str], list[TokenNeed]] | None = None
 
     def complete(self, prompt: str, *, max_tokens: int, stop: Sequence[str] = ()) -> str:
         text = ""
@@ -30,3 +32,6 @@ class Completion(TextModel):
 
     def losses(self, text: str, *, after: str = "") -> list[TokenLoss] | None:
         return self.weigh(text, after) if self.weigh else None
+
+    def needs(self, text: str, *, after: str = "", reading: str = "from") -> list[TokenNeed] | None:
+        return self.attend(text, after, reading) if self.attend else None

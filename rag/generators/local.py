@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rag.answer import Generation, GenerationStats, Prompt
 from rag.embedders._cpu import cpu_has_bf16
 from rag.errors import ConfigError, RagError
+from rag.generators._attention import READINGS, leaned_on, needs, read_attention, relevance, words_of
 from rag.generators._citations import verified
 from rag.generators._completion import Completion
 from rag.generators._losses import token_losses
 from rag.generators._models import load_model, model_folder
 from rag.generators._sentences import context_sentences, documents_of
 from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
-from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss
+from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss, TokenNeed
 from rag.tokens import TokenizerCounter, load_tokenizer
 from rag.types import CompressedContext
 
@@ -69,7 +70,7 @@ class LocalGenerator(Generator):
 
     @property
     def text_model(self) -> TextModel:
-        return Completion(self._complete, self._losses)
+        return Completion(self._complete, self._losses, self._needs)
 
     def generate(
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
@@ -140,11 +141,48 @@ class LocalGenerator(Generator):
             new.append(token)
             yield str(tokenizer.decode(new, skip_special_tokens=True))
 
+    def _coded_after(self, after: str) -> list[tuple[int, tuple[int, int] | None]]:
+        """(id, its characters in `after`) of every token; None for those of the chat template.
+
+        Special tokens are read only in the two ends of a prompt of `generate`, and only where `after` begins and ends
+        with exactly these: in documents, questions and any other text `<|im_start|>` is plain text.
+        """
+        start, end = self._template
+        end += self.lead
+        whole = len(after) >= len(start) + len(end) and after.startswith(start) and after.endswith(end)
+        low, high = (len(start), len(after) - len(end)) if whole else (0, len(after))
+        coded = self._counting.encode(after[low:high], add_special_tokens=False)
+        inside = [(token, (low + a, low + b)) for token, (a, b) in zip(coded.ids, coded.offsets, strict=True)]
+        if not whole:
+            return [*inside]
+        opening, closing = self._template_ids(start), self._template_ids(end)
+        return [*((token, None) for token in opening), *inside, *((token, None) for token in closing)]
+
+    def _needs(self, text: str, after: str, reading: str) -> list[TokenNeed]:
+        """Of the first 512 tokens of `text`, behind as much of `after` as there is room for."""
+        if reading not in READINGS:
+            raise ConfigError(f"reading must be one of {', '.join(READINGS)}, not {reading!r}")
+        model, tokenizer = self._loaded
+        room = min(_WINDOW, getattr(model.config, "max_position_embeddings", None) or _WINDOW)
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        coded = self._counting.encode(text, add_special_tokens=False)
+        ids, places = coded.ids[: min(_CARRY, room - 1)], coded.offsets[: min(_CARRY, room - 1)]
+        if not ids:
+            return []
+        before = (self._coded_after(after) or [(first, None)])[-(room - len(ids)) :]
+        read = read_attention(model, [*(token for token, _ in before), *ids], len(before))
+        moved = [(len(after) + start, len(after) + end) for start, end in places]
+        words = words_of(after + text, [*(place for _, place in before), *moved])
+        return [
+            (start, end, float(nats), float(need), leaned_on(words, relevance(read, at)))
+            for at, ((start, end), nats, need) in enumerate(zip(places, read.nats, needs(read, reading), strict=True))
+        ]
+
     def _losses(self, text: str, after: str) -> list[TokenLoss]:
         """Without `after` the first token is read after the model's token for the start or the end of a text."""
         model, tokenizer = self._loaded
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        before = self._template_ids(after) or [first]
+        before = [token for token, _ in self._coded_after(after)] or [first]
         coded = self._counting.encode(text, add_special_tokens=False)
         if not coded.ids:
             return []

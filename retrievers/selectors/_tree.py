@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from math import ceil, log, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +15,23 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["Tree", "Utility", "greedy_set"]
+__all__ = ["Tree", "Utility", "Worth", "greedy_set"]
 
 _TINY = 1e-9
+
+
+class Worth(Protocol):
+    """What a set of items is worth; `most` bounds the gain of an item, `calls` counts the sets that were scored."""
+
+    calls: int
+
+    @property
+    def most(self) -> float: ...
+
+    def knows(self, items: frozenset[int]) -> bool:
+        """True when asking costs no call."""
+
+    def __call__(self, items: frozenset[int]) -> float: ...
 
 
 class Utility:
@@ -78,13 +92,14 @@ class Tree:
     A path goes down by the upper confidence bound V / N + c * sqrt(ln N_parent / N) - lam * cost / budget, opens one
     new child, and then follows first children to the end. Its reward is the worth of the set there, scaled from 0 for
     the least reward so far to 1 for the largest. A node opens its children by falling gain, at most
-    min(`width`, ceil(2 sqrt N)) of them after N visits. The first path of all is thereby that of lazy greedy, and no
-    set that is returned is worth less. Sets that are reached in another order are the same node.
+    min(`width`, ceil(2 sqrt N)) of them after N visits. The first path of all is thereby that of lazy greedy (that of
+    greedy, where gains never grow), and no set that is returned is worth less. Sets that are reached in another order
+    are the same node.
     """
 
     def __init__(
         self,
-        utility: Utility,
+        utility: Worth,
         costs: Sequence[int],
         *,
         root: frozenset[int],
@@ -196,7 +211,7 @@ class Tree:
         return [self._costs[at] for _, at, _ in node.queue]
 
 
-def greedy_set(utility: Utility, costs: Sequence[int], budget: int) -> frozenset[int]:
+def greedy_set(utility: Worth, costs: Sequence[int], budget: int) -> frozenset[int]:
     """The reference: the largest gain that fits, again and again, ties by number, until nothing fits."""
     chosen: frozenset[int] = frozenset()
     while True:
