@@ -1,12 +1,15 @@
 """How well units answer a question: cosines at three sizes and BM25 at two, and how much units repeat each other.
 
 IDF: of the words of the question over the offered hits, copies included. A corpus offers no counts of words, and
-counting its matches would cost a search for each word.
+counting its matches would cost a search for each word. Words meet by their stems where that is asked for: those of
+SQLite's own Porter stemmer, which the full-text index of a store uses too.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["NAMES", "Pool", "Words", "pool_of", "question_words", "unit_vectors"]
+__all__ = ["NAMES", "Pool", "Words", "pool_of", "question_words", "stems_of", "unit_vectors"]
 
 NAMES = ("sentence", "chunk", "window", "bm25", "chunk_bm25", "retriever")
 """Columns of a feature matrix."""
 
 _K1, _B = 1.5, 0.75
+_TOKENIZE = "porter unicode61 remove_diacritics 0 tokenchars '_'"
+_NEAR = (1.0, 0.8, 0.6, 0.4, 0.2)
+"""What a word of the question counts that stands in a unit, in the one beside it, in the one after that, and so on."""
 _STOP_WORDS = (
     "a about above after all also am an and any are as at be been before being between both but by can could did do "
     "does during each few for from had has have having he her here hers him his how i if in into is it its itself just "
@@ -46,15 +52,45 @@ def question_words(question: str) -> list[str]:
     return [word for word in words if word not in _STOP] or words
 
 
-class Words:
-    """Counts of the words of a question in some texts, and their BM25 scores."""
+def stems_of(words: Sequence[str]) -> dict[str, str]:
+    """The Porter stem of each different word (Porter 1980), as SQLite's full-text search makes it."""
+    distinct = list(dict.fromkeys(words))
+    parts: list[list[str]] = [[] for _ in distinct]
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute(f'CREATE VIRTUAL TABLE words USING fts5(word, tokenize="{_TOKENIZE}")')
+        db.executemany("INSERT INTO words (rowid, word) VALUES (?, ?)", enumerate(distinct))
+        db.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(words, instance)")
+        for stem, at in db.execute("SELECT term, doc FROM terms ORDER BY doc, offset"):
+            parts[at].append(stem)
+    return {word: " ".join(found) or word for word, found in zip(distinct, parts, strict=True)}
 
-    def __init__(self, terms: Sequence[str], texts: Sequence[str]) -> None:
+
+def _columns(terms: Sequence[str], bags: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Each word of the bags that has the stem of a term -> the column of that stem.
+
+    A stemmer leaves the start of a word as it is, so only words that start like a term are looked at.
+    """
+    starts = {term[:2] for term in terms}
+    alike = {word for bag in bags for word in bag if word[:2] in starts}
+    stems = stems_of([*terms, *sorted(alike)])
+    column: dict[str, int] = {}
+    for term in terms:
+        column.setdefault(stems[term], len(column))
+    return {word: column[stem] for word, stem in stems.items() if stem in column}
+
+
+class Words:
+    """Counts of the words of a question in some texts, and their BM25 scores.
+
+    `stems`: by stem, in one column for all terms that share it.
+    """
+
+    def __init__(self, terms: Sequence[str], texts: Sequence[str], *, stems: bool = False) -> None:
         import numpy as np
 
         self.bags = [lexical_words(text) for text in texts]
-        column = {term: at for at, term in enumerate(terms)}
-        self.counts = np.zeros((len(texts), len(terms)), dtype=np.float64)
+        column = _columns(terms, self.bags) if stems and terms else {term: at for at, term in enumerate(terms)}
+        self.counts = np.zeros((len(texts), max(column.values(), default=-1) + 1), dtype=np.float64)
         for row, bag in enumerate(self.bags):
             for word in bag:
                 if word in column:
@@ -102,7 +138,8 @@ class Pool:
     """The units that are scored in full: `numbers` (p,) of units in reading order, `parts` (p, 6) as in NAMES.
 
     `similarity` (p, p) of each with each. `said` (p, terms): which words of the question a unit has; `share` (terms,):
-    the IDF of each, summing to 1. `bags` are the words of each unit of the pool.
+    the IDF of each, summing to 1. `nearby` (p,): the sum of the shares of words that a unit or one near it has, each
+    by how near it is. `bags` are the words of each unit of the pool.
     """
 
     numbers: list[int]
@@ -110,6 +147,7 @@ class Pool:
     similarity: Vectors
     said: NDArray[np.bool_]
     share: Values
+    nearby: Values
     bags: list[list[str]]
 
 
@@ -122,17 +160,18 @@ def pool_of(
     size: int,
     *,
     whole: bool = False,
+    stems: bool = False,
 ) -> Pool:
     """Best `size` units by the features that need no vectors of sentences, then all features of those.
 
     The texts of the pool are embedded once each. Without an embedder or vectors in the index, what needs them is 0.
-    `whole`: units are chunks, and have the vectors of the index.
+    `whole`: units are chunks, and have the vectors of the index. `stems`: words of the question count by stem.
     """
     import numpy as np
 
     terms = question_words(question)
     asked = embedder.embed_question(question) if embedder is not None and units.units else None
-    unit_words = Words(terms, [unit.text for unit in units.units])
+    unit_words = Words(terms, [unit.text for unit in units.units], stems=stems)
     hit_words = unit_words.of_hits(units)
     idf = hit_words.idf()
     parts = np.zeros((len(units.units), len(NAMES)), dtype=np.float64)
@@ -152,14 +191,34 @@ def pool_of(
     if asked is not None and made is not None:
         parts[:, 0] = made @ asked
         parts[:, 2] = _windows(units, numbers, made, np.array([max(1, len(bag)) for bag in bags])) @ asked
+    share = idf / (idf.sum() or 1.0)
+    said = unit_words.counts > 0
     return Pool(
         numbers=numbers,
         parts=parts.round(6),
         similarity=_overlap(bags) if made is None else made @ made.T,
-        said=unit_words.counts[numbers] > 0,
-        share=idf / (idf.sum() or 1.0),
+        said=said[numbers],
+        share=share,
+        nearby=(_nearness(units, said)[numbers] @ share).round(6),
         bags=bags,
     )
+
+
+def _nearness(units: Units, said: NDArray[np.bool_]) -> Values:
+    """(units, terms): how near each word of the question stands to each unit, by `_NEAR`; 0 for not at all."""
+    import numpy as np
+
+    before = np.array([unit.before for unit in units.units], dtype=np.int64)
+    follows = np.flatnonzero(before >= 0)
+    found: Values = said.astype(np.float64) * _NEAR[0]
+    earlier = later = said
+    for strength in _NEAR[1:]:
+        back, forth = np.zeros_like(said), np.zeros_like(said)
+        back[follows] = earlier[before[follows]]
+        forth[before[follows]] = later[follows]
+        earlier, later = back, forth
+        found = np.maximum(found, (earlier | later).astype(np.float64) * strength)
+    return found
 
 
 def unit_vectors(texts: Sequence[str], embedder: Embedder | None) -> Vectors | None:

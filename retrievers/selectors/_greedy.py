@@ -7,13 +7,15 @@ the larger has `u`.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
+from itertools import accumulate, pairwise
 from math import inf
 
 from rag.protocols import TokenCounter
-from rag.text import SEPARATOR, TokenMap, assemble
+from rag.text import SEPARATOR, WHITE, TokenFinder, TokenMap, TokenStarts, assemble
 from rag.types import Bubble, Decision
 from retrievers.selectors._units import Units, kept_of
 
@@ -53,15 +55,18 @@ def token_counts(texts: Sequence[str], counter: TokenCounter) -> list[int]:
     if not counter.additive:
         return [counter.count(text) for text in texts]
     joined = "\n".join(texts)
-    tokens, counts, start = TokenMap(counter, joined), [], 0
-    for text in texts:
-        counts.append(tokens.count(start, start + len(text)))
-        start += len(text) + 1
-    return counts
+    tokens = counter.tokens(joined) if isinstance(counter, TokenFinder) else TokenStarts(counter, joined)
+    starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+    edges = [*starts[:-1], len(joined)]
+    return [after - before for before, after in pairwise(map(tokens.before, edges))]
 
 
 class Filling:
-    """Chosen units under a budget, and the ledger. The assembled text is counted only near the edge of the budget."""
+    """Chosen units under a budget, and the ledger.
+
+    Where counts add up over white space, those of the units are added and no text is assembled before the end. With
+    other counters the text is counted near the edge of the budget. What comes out is counted as a whole in any case.
+    """
 
     def __init__(self, units: Units, numbers: Sequence[int], counter: TokenCounter, budget: int) -> None:
         self.chosen: list[int] = []
@@ -73,13 +78,16 @@ class Filling:
         self._separator = counter.count(SEPARATOR)
         self._counted: tuple[list[int], int] = ([], 0)
         self._ledger: dict[int, Decision] = {}
+        self._ids = [hit.chunk.id for hit in units.hits]
+        self._of_owner: dict[int, list[int]] = {}
+        self._adds = counter.additive
 
     def fits(self, number: int) -> bool:
         """Whether the unit may be taken; when it does not fit, what may be taken after it is limited."""
         weight = self._units.units[number].weight
         if self.closed or weight > self.room:
             return False
-        if self._fits([*self.chosen, number], self._sum + self.tokens[number]):
+        if self._fits(number):
             return True
         self.room = min(self.room, weight)
         self._tries += 1
@@ -87,9 +95,12 @@ class Filling:
         return False
 
     def take(self, number: int) -> None:
+        unit = self._units.units[number]
+        self._adds = self._adds and self._adds_up(number)
+        insort(self._of_owner.setdefault(unit.owner, []), number)
         self.chosen.append(number)
         self._sum += self.tokens[number]
-        self.room -= self._units.units[number].weight
+        self.room -= unit.weight
 
     def note(
         self,
@@ -105,7 +116,7 @@ class Filling:
         """The decision about a unit."""
         unit = self._units.units[number]
         self._ledger[number] = Decision(
-            chunk_id=self._units.hits[unit.owner].chunk.id,
+            chunk_id=self._ids[unit.owner],
             action=action,
             relevance=relevance,
             gain=gain,
@@ -136,12 +147,13 @@ class Filling:
             self._ledger[number] = replace(self._ledger[number], action="skip-budget", reason=reason)
 
     def _others(self) -> list[Decision]:
+        """Nothing of these hits was weighed, so they are not tokenised."""
         noted = {decision.chunk_id for decision in self._ledger.values()}
-        left = [place for place, hit in enumerate(self._units.hits) if hit.chunk.id not in noted]
         owners = {unit.owner for unit in self._units.units}
         lines = []
-        for place, tokens in zip(left, self._chunk_tokens(left), strict=True):
-            hit = self._units.hits[place]
+        for place, chunk_id in enumerate(self._ids):
+            if chunk_id in noted:
+                continue
             action, reason = "skip-duplicate", "its text is in chunks that lie over it"
             if place in self._units.copies:
                 reason = f"its text is in {self._units.copies[place]}"
@@ -149,28 +161,33 @@ class Filling:
                 action, reason = "skip-rank", "none of its sentences is in the pool"
             lines.append(
                 Decision(
-                    chunk_id=hit.chunk.id,
+                    chunk_id=chunk_id,
                     action=action,
-                    relevance=hit.score,
+                    relevance=self._units.hits[place].score,
                     gain=0.0,
                     redundancy=float(action == "skip-duplicate"),
-                    tokens=tokens,
+                    tokens=0,
                     reason=reason,
                 )
             )
         return lines
 
-    def _chunk_tokens(self, places: Sequence[int]) -> list[int]:
-        return token_counts([self._units.hits[place].chunk.text for place in places], self._counter)
-
-    def _fits(self, numbers: Sequence[int], tokens: int) -> bool:
+    def _fits(self, number: int) -> bool:
         """By the counts of the units where those decide, else by the text itself; seams move a count by one each."""
-        owners = len({self._units.units[number].owner for number in numbers})
-        tokens += self._separator * (owners - 1)
-        margin = len(numbers)
-        if abs(tokens - self._budget) > margin:
-            return tokens < self._budget
-        return self._count(numbers) <= self._budget
+        owners = len(self._of_owner) + (self._units.units[number].owner not in self._of_owner)
+        tokens = self._sum + self.tokens[number] + self._separator * (owners - 1)
+        margin = len(self.chosen) + 1
+        if abs(tokens - self._budget) > margin or (self._adds and self._adds_up(number)):
+            return tokens <= self._budget
+        return self._count([*self.chosen, number]) <= self._budget
+
+    def _adds_up(self, number: int) -> bool:
+        """True when white space parts the unit from the chosen ones before and after it in its chunk."""
+        units = self._units.units
+        beside = self._of_owner.get(units[number].owner, [])
+        at = bisect_left(beside, number)
+        pairs = pairwise((*beside[max(0, at - 1) : at], number, *beside[at : at + 1]))
+        return all(units[a].text[-1] in WHITE or units[b].text[0] in WHITE for a, b in pairs)
 
     def _count(self, numbers: Sequence[int]) -> int:
         if self._counted[0] == numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rag.protocols import TokenCounter
-from rag.text import assemble
+from rag.text import SEPARATOR, TokenMap, assemble
 from rag.types import Bubble, Chunk, Decision, Hit
 
 
@@ -28,6 +28,8 @@ class Selection:
 
     Once a candidate does not fit, the selection is closed. A later, smaller one might still fit, but then a larger
     budget could end with less text than a smaller one: with closing, a larger budget only ever adds.
+
+    Where counts add up over white space, as between chunks, every chunk is counted once and the counts are added.
     """
 
     def __init__(self, counter: TokenCounter, budget: int) -> None:
@@ -37,6 +39,8 @@ class Selection:
         self._budget = budget
         self._tokens = 0
         self._decisions: dict[str, Decision] = {}
+        self._separator = counter.count(SEPARATOR)
+        self._counts: dict[str, int] = {}
 
     def offer(self, hit: Hit, action: str, reason: str, *, gain: float, redundancy: float = 0.0) -> None:
         """Takes the hit, unless the budget or a chosen hit with the same text speaks against it.
@@ -64,7 +68,7 @@ class Selection:
 
     def skip(self, hit: Hit, action: str, reason: str, *, gain: float = 0.0, redundancy: float = 0.0) -> None:
         """Leaves the hit out; `tokens` says what it would cost alone."""
-        self._decide(hit, action, reason, gain, redundancy, self._counter.count(hit.chunk.text))
+        self._decide(hit, action, reason, gain, redundancy, self._alone(hit))
 
     def pass_over(self, hit: Hit, action: str, reason: str) -> None:
         """Leaves out a hit that was never weighed: it is not tokenised, `tokens` is 0."""
@@ -91,4 +95,14 @@ class Selection:
         )
 
     def _count(self, hits: Sequence[Hit]) -> int:
+        """Exactly the tokens of the assembled text."""
+        if self._counter.additive:
+            return sum(map(self._alone, hits)) + self._separator * (len(hits) - 1)
         return self._counter.count(assemble(hit.chunk.text for hit in reading_order(hits)))
+
+    def _alone(self, hit: Hit) -> int:
+        known = self._counts.get(hit.chunk.id)
+        if known is None:
+            text = hit.chunk.text
+            known = self._counts[hit.chunk.id] = TokenMap(self._counter, text).count(0, len(text))
+        return known

@@ -165,7 +165,10 @@ class SpanChoice:
             relevance=round(float(self._values[at]), 6),
             gain=gain,
             redundancy=round(float(self._redundancy[at]), 6),
-            parts=dict(zip(NAMES, map(float, self._pool.parts[at]), strict=True)),
+            parts={
+                **dict(zip(NAMES, map(float, self._pool.parts[at]), strict=True)),
+                "nearby": float(self._pool.nearby[at]),
+            },
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rag.protocols import Corpus
 from rag.text import SentenceStarts, may_cut
@@ -20,8 +21,7 @@ __all__ = ["Unit", "Units", "kept_of", "units_of"]
 _WHOLE = ("row", "list", "code")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
+class Unit(NamedTuple):
     """A part of a chunk. `owner` is the place of its hit in `Units.hits`; `holders` are the places of all hits that
     hold it. `before` is the number of the unit that ends where this one starts, -1 for none. `weight` counts its
     characters once for each hit that has them: what a selection covers of the hits is the sum of its weights.
@@ -62,7 +62,7 @@ def units_of(hits: Sequence[Hit], corpus: Corpus, max_chars: int | None) -> Unit
     units: list[Unit] = []
     for doc_id, places in by_document.items():
         document = corpus.document(doc_id)
-        borders = None if max_chars is None else _Borders(document)
+        borders = None if max_chars is None else _borders(document)
         for region in _regions(ranked, places):
             _add_region(units, document, borders, ranked, region, max_chars or len(document.text))
     return Units(hits=ranked, units=tuple(units), copies=copies, twins=_twins(units))
@@ -86,23 +86,30 @@ def kept_of(units: Units, chosen: Iterable[int]) -> tuple[tuple[Hit, ...], tuple
 
 
 def _copies(ranked: Sequence[Hit]) -> dict[int, str]:
-    first: dict[str, str] = {}
+    """What has the header, text and surround of a better hit has its key; comparing them is cheaper than hashing."""
+    first: dict[tuple[str, str, str], str] = {}
     copies: dict[int, str] = {}
     for place, hit in enumerate(ranked):
-        known = first.setdefault(hit.chunk.key, hit.chunk.id)
-        if known != hit.chunk.id:
+        chunk = hit.chunk
+        known = first.setdefault((chunk.header, chunk.text, chunk.surround), chunk.id)
+        if known != chunk.id:
             copies[place] = known
     return copies
 
 
 def _twins(units: Sequence[Unit]) -> tuple[int, ...]:
     """White space apart, the first unit of another document with the same text; -1 for none."""
-    first: dict[str, int] = {}
-    twins = []
+    alike: dict[tuple[str, ...], list[int]] = {}
     for number, unit in enumerate(units):
-        said = " ".join(unit.text.split())
-        known = first.setdefault(said, number)
-        twins.append(known if said and units[known].doc_id != unit.doc_id else -1)
+        alike.setdefault(tuple(unit.text.split(None, 3)[:3]), []).append(number)
+    twins = [-1] * len(units)
+    for start, numbers in alike.items():
+        if start and len(numbers) > 1:  # few begin with the same words; only those are compared
+            first: dict[str, int] = {}
+            for number in numbers:
+                known = first.setdefault(" ".join(units[number].text.split()), number)
+                if units[known].doc_id != units[number].doc_id:
+                    twins[number] = known
     return tuple(twins)
 
 
@@ -122,20 +129,20 @@ def _regions(hits: Sequence[Hit], places: Sequence[int]) -> Iterator[list[int]]:
         yield region
 
 
-def _sentence_starts(document: Document) -> SentenceStarts:
+def _borders(document: Document) -> _Borders:
     """Those of a document are kept with it: the corpus gives the same one for the next question."""
     kept = vars(document)
-    if "_sentence_starts" not in kept:
-        kept["_sentence_starts"] = SentenceStarts(document)
-    starts: SentenceStarts = kept["_sentence_starts"]
-    return starts
+    if "_borders" not in kept:
+        kept["_borders"] = _Borders(document)
+    borders: _Borders = kept["_borders"]
+    return borders
 
 
 class _Borders:
     """Where the units of one document may start; nothing starts inside of a row, a list item or a block of code."""
 
     def __init__(self, document: Document) -> None:
-        self._starts = _sentence_starts(document)
+        self._starts = SentenceStarts(document)
         self._edges = {edge for block in document.blocks for edge in (block.span.start, block.span.end)}
         self._whole = [block.span for block in document.blocks if block.kind in _WHOLE]
         self.headings = {block.span.start for block in document.blocks if block.kind == "heading"}
@@ -160,48 +167,54 @@ def _add_region(
     max_chars: int,
 ) -> None:
     """Units from the start of the region to its end, each within one chunk; a chunk goes on as long as it can."""
-    text = document.text
-    begin = hits[region[0]].chunk.span.start
-    stop = max(hits[place].chunk.span.end for place in region)
+    text, doc_id = document.text, document.id
+    spans = [(hits[place].chunk.span.start, hits[place].chunk.span.end, place) for place in region]
+    begin, stop = spans[0][0], max(end for _, end, _ in spans)
     if borders is None:
-        edges = {edge for place in region for edge in (hits[place].chunk.span.start, hits[place].chunk.span.end)}
-        cuts = sorted(edges - {begin})
+        cuts = sorted({edge for start, end, _ in spans for edge in (start, end)} - {begin})
     else:
         cuts = [*borders.between(begin, stop), stop]
-    at, owner, first = begin, region[0], len(units)
+    headings = borders.headings if borders is not None else set()
+    alone: dict[int, tuple[int, ...]] = {place: (place,) for _, _, place in spans}
+    at, owner = begin, region[0]
+    before, cut, low, high = -1, 0, 0, 0
     while at < stop:
-        end, says = _sentence(text, at, cuts, max_chars)
-        here = [place for place in region if hits[place].chunk.span.start <= at < hits[place].chunk.span.end]
-        holders = [place for place in here if hits[place].chunk.span.end >= says]
-        if owner not in holders:
-            owner = max(holders or here, key=lambda place: (hits[place].chunk.span.end, -place))
-        span = Span(at, min(end, hits[owner].chunk.span.end))
-        before = len(units) - 1 if len(units) > first else -1
-        units.append(
-            Unit(
-                span=span,
-                text=text[span.start : span.end],
-                doc_id=document.id,
-                owner=owner,
-                holders=tuple(sorted(holders or [owner])),
-                weight=sum(_shared(hits[place].chunk.span, span) for place in region),
-                before=before,
-                heading=borders is not None and _first_visible(text, span) in borders.headings,
-            )
-        )
-        at = span.end
+        first = at
+        while first < stop and text[first].isspace():
+            first += 1
+        while cut + 1 < len(cuts) and cuts[cut] <= first:
+            cut += 1
+        end = cuts[cut] if cuts[cut] - first <= max_chars else _parted(text, first, first + max_chars)
+        # hits are sorted by start: those of [low, high) may hold what starts here, no others do
+        while high < len(spans) and spans[high][0] <= at:
+            high += 1
+        while spans[low][1] <= at:
+            low += 1
+        until = min(end, spans[low][1])
+        if high - low == 1 and (high == len(spans) or spans[high][0] >= until):
+            end, owner = until, spans[low][2]
+            holders, weight = alone[owner], end - at
+        else:
+            says = at + len(text[at:end].rstrip())
+            end, owner, holders = _held(spans[low:high], at, end, says, owner)
+            near = spans[low : bisect_left(spans, (end,), high)]
+            weight = sum(max(0, min(hit_end, end) - max(start, at)) for start, hit_end, _ in near)
+        heading = first < end and first in headings
+        units.append(Unit(Span(at, end), text[at:end], doc_id, owner, holders, weight, before, heading))
+        before, at = len(units) - 1, end
 
 
-def _sentence(text: str, at: int, cuts: Sequence[int], max_chars: int) -> tuple[int, int]:
-    """(end of the unit that starts at `at`, white space after it included; end of what it says)."""
-    stop = cuts[-1]
-    first = at
-    while first < stop and text[first].isspace():
-        first += 1
-    end = cuts[min(bisect_right(cuts, first), len(cuts) - 1)]
-    if end - first > max_chars:
-        end = _parted(text, first, first + max_chars)
-    return end, at + len(text[at:end].rstrip())
+def _held(
+    spans: Sequence[tuple[int, int, int]], at: int, end: int, says: int, owner: int
+) -> tuple[int, int, tuple[int, ...]]:
+    """(end, owner, holders) of a unit that starts at `at`; its last owner goes on where it holds all that is said."""
+    here = [one for one in spans if one[1] > at]
+    able = [one for one in here if one[1] >= says]
+    holders = {place: hit_end for _, hit_end, place in able}
+    if owner not in holders:
+        _, hit_end, owner = max(able or here, key=lambda one: (one[1], -one[2]))
+        holders.setdefault(owner, hit_end)
+    return min(end, holders[owner]), owner, tuple(sorted(holders))
 
 
 def _parted(text: str, first: int, limit: int) -> int:
@@ -215,12 +228,3 @@ def _parted(text: str, first: int, limit: int) -> int:
     while end > first + 1 and not may_cut(text, end):
         end -= 1
     return end
-
-
-def _shared(one: Span, other: Span) -> int:
-    return max(0, min(one.end, other.end) - max(one.start, other.start))
-
-
-def _first_visible(text: str, span: Span) -> int:
-    piece = text[span.start : span.end]
-    return span.start + len(piece) - len(piece.lstrip())

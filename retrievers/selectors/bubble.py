@@ -15,18 +15,21 @@ from retrievers.selectors._paper import PaperBubble, scored
 from retrievers.selectors._span import SpanChoice, boosted, prior_of
 from retrievers.selectors._units import units_of
 
+_HIGHEST = {"lam": 100, "kappa": 1, "nearby": 100, "coverage": 100, "overlap": 1, "section_share": 1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BubbleSelector(Selector):
     """Context Bubble (Khurshid & Sehgal, arXiv 2601.10681), by one of two objectives.
 
     `span`, ours: units are sentences (rows, list items, blocks of code). Relevance v = `weights` . (cosine of sentence,
-    of chunk and of a window of three sentences, BM25 of sentence and of chunk, scaled retriever score) + `kappa` * v of
-    the better neighbour; then greedily the largest v - `lam` * (largest similarity with a chosen unit). The best
-    `pool` units are scored in full; longer ones than `unit_chars` characters are parted. Off unless set: `coverage`
-    (gain for question words that nothing chosen has), `closure` (a chosen sentence that opens with a reference takes
-    the one before it and its heading, where they fit), `source_cap` (tokens of one document), `overlap` (IDF share of
-    said words from which a unit is redundant).
+    of chunk and of a window of three sentences, BM25 of sentence and of chunk, scaled retriever score) + `nearby` *
+    (IDF share of the question's words that stand in it; .8, .6, .4, .2 of that share for words in a sentence 1, 2, 3, 4
+    away) + `kappa` * v of the better neighbour; then greedily the largest v - `lam` * (largest similarity with a chosen
+    unit). `stems`: words meet by their (English, Porter) stems. The best `pool` units are scored in full; longer ones
+    than `unit_chars` characters are parted. Off unless set: `coverage` (gain for question words that nothing chosen
+    has), `closure` (a chosen sentence that opens with a reference takes the one before it and its heading, where they
+    fit), `source_cap` (tokens of one document), `overlap` (IDF share of said words from which a unit is redundant).
 
     `paper`: score (`score` + boosts + keywords) / (1 + tokens / `theta`) on whole chunks; gates for budget, section,
     redundancy (`delta`) and `min_score`. `section_share` 1 switches the section gate off; `reallocate` offers what it
@@ -42,7 +45,9 @@ class BubbleSelector(Selector):
     embedder: Embedder | None = service(default=None)
     budget: int = 1200
     objective: Literal["span", "paper"] = "span"
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5, 0.0)
+    weights: tuple[float, ...] = (1.5, 1.0, 1.0, 0.25, 0.25, 0.5)
+    nearby: float = 1.5
+    stems: bool = True
     lam: float = 0.6
     kappa: float = 0.2
     pool: int = 160
@@ -71,7 +76,7 @@ class BubbleSelector(Selector):
         for name, low in (("budget", 1), ("pool", 1), ("unit_chars", 20), ("source_cap", 0), ("theta", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"bubble: {name} must be >= {low}, not {getattr(self, name)}")
-        for name, high in (("lam", 100), ("kappa", 1), ("coverage", 100), ("overlap", 1), ("section_share", 1)):
+        for name, high in _HIGHEST.items():
             if not 0.0 <= getattr(self, name) <= high:
                 raise ConfigError(f"bubble: {name} must be between 0 and {high}, not {getattr(self, name)}")
         if not 0.0 < self.delta <= 1.0 or not self.section_share:
@@ -96,11 +101,12 @@ class BubbleSelector(Selector):
         import numpy as np
 
         units = units_of(hits, corpus, self.unit_chars)
-        pool = pool_of(question, units, corpus, self.embedder, self.weights, self.pool)
+        pool = pool_of(question, units, corpus, self.embedder, self.weights, self.pool, stems=self.stems)
         twins = [number for number, twin in enumerate(units.twins) if twin >= 0]
         filling = Filling(units, [*pool.numbers, *twins], self.counter, self.budget)
         trusted = np.array([priors.get(units.units[number].doc_id, 0.0) for number in pool.numbers])
-        values = boosted(pool.parts @ np.asarray(self.weights) + trusted, units, pool, self.kappa)
+        values = pool.parts @ np.asarray(self.weights) + self.nearby * pool.nearby + trusted
+        values = boosted(values, units, pool, self.kappa)
         choice = SpanChoice(
             units,
             pool,

@@ -15,7 +15,7 @@ from rag.errors import ConfigError
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Block, Bubble, Chunk, Document, Hit, Span
-from retrievers.selectors._features import NAMES, Words, pool_of, question_words
+from retrievers.selectors._features import NAMES, Words, pool_of, question_words, stems_of
 from retrievers.selectors._span import boosted
 from retrievers.selectors._units import units_of
 from retrievers.selectors.bubble import BubbleSelector
@@ -93,8 +93,9 @@ def made(**options: Any) -> BubbleSelector:
 def reference(selector: BubbleSelector, hits: Sequence[Hit], corpus: MemoryCorpus) -> list[Span]:
     """All gains anew in every step, all counts on the assembled text; ends where the first does not fit."""
     units = units_of(hits, corpus, selector.unit_chars)
-    pool = pool_of(QUESTION, units, corpus, selector.embedder, selector.weights, selector.pool)
-    values = boosted(pool.parts @ list(selector.weights), units, pool, selector.kappa)
+    pool = pool_of(QUESTION, units, corpus, selector.embedder, selector.weights, selector.pool, stems=selector.stems)
+    own = pool.parts @ list(selector.weights) + selector.nearby * pool.nearby
+    values = boosted(own, units, pool, selector.kappa)
     chosen: list[int] = []
     while len(chosen) < len(values):
         gains = {
@@ -147,6 +148,46 @@ def test_bm25_by_hand() -> None:
     assert Words(["ice"], ["ice ice", "ice melts"]).bm25(words.idf()) == pytest.approx([1.0, 0.7], abs=1e-9)
     assert question_words("What is the ICE?") == ["ice"]
     assert question_words("What is it?") == ["what", "is", "it"]
+
+
+def test_stems_are_those_of_porter() -> None:
+    """Examples of Porter (1980), words of other scripts, and words that a tokenizer of SQL could part."""
+    words = ["caresses", "ponies", "hopping", "relational", "vileness", "naïve", "snake_case", "蜂", "हिन्दी", "ice"]
+    stems = stems_of(words)
+    assert list(stems.values())[:5] == ["caress", "poni", "hop", "relat", "vile"]
+    assert [stems[word] for word in ("snake_case", "蜂", "ice")] == ["snake_cas", "蜂", "ic"]
+    assert len(set(stems.values())) == len(words)
+    assert stems_of([]) == {}
+
+
+def test_words_meet_by_their_stems() -> None:
+    """Two terms of one stem are one column, so that a question that says a word twice does not count it twice."""
+    texts = ["He criticized the reviewers.", "A criticism in a review of the game.", "Ice melts."]
+    stemmed = Words(["critics", "criticisms", "ice", "icy"], texts, stems=True)
+    assert stemmed.counts.tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    assert stemmed.bags == Words((), texts).bags
+    assert Words(["ice"], texts, stems=True).counts.tolist() == Words(["ice"], texts).counts.tolist()
+    assert Words([], texts, stems=True).counts.shape == (3, 0)
+
+
+def test_words_of_the_question_count_from_near(tmp_path: Path) -> None:
+    """.8, .6, .4, .2 for each sentence further on, to both sides, none from beyond or from another document."""
+    text = ["Tea is warm. "] * 6 + ["Ice is cold. "] + ["Tea is warm. "] * 5
+    documents = [Document(text="".join(text), source="a.md"), Document(text="Tea was warm.", source="b.md")]
+    corpus = corpus_of(tmp_path, documents, None)
+    units = units_of(hits_of(corpus.chunks(range(2))), corpus, 600)
+    pool = pool_of("ice", units, corpus, None, (1.0,) * 6, 99)
+    assert pool.nearby.tolist() == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 0.8, 0.6, 0.4, 0.2, 0, 0], abs=1e-6)
+
+
+def test_the_sentence_beside_says_what_it_is_about(tmp_path: Path) -> None:
+    text = "Varroa came. It rages in winter. " + "Tea is drunk. " * 6 + "It rages in winter. "
+    corpus = corpus_of(tmp_path, [Document(text=text, source="a.md")], None)
+    hits = hits_of(corpus.chunks([0]))
+    for nearby, more in ((0.0, False), (1.5, True)):
+        bubble = made(embedder=None, kappa=0.0, nearby=nearby).select("varroa in winter", hits, corpus)
+        of = {decision.span.start: decision.relevance for decision in bubble.decisions if decision.span}
+        assert (of[text.index("It")] > of[text.rindex("It")]) == more
 
 
 @pytest.mark.parametrize("objective", ["span", "paper"])
@@ -225,7 +266,7 @@ def test_every_unit_has_its_scores(tmp_path: Path) -> None:
     hits = hits_of(corpus.chunks(range(12)))
     bubble = made(budget=40).select(QUESTION, hits, corpus)
     assert len(bubble.decisions) == 12
-    assert all(set(d.parts) == set(NAMES) for d in bubble.decisions)
+    assert all(set(d.parts) == {*NAMES, "nearby"} for d in bubble.decisions)
     first = bubble.decisions[0]
     assert first.gain == first.relevance == max(d.relevance for d in bubble.decisions)
 
@@ -373,6 +414,7 @@ def test_a_larger_budget_covers_no_less(tmp_path: Path, objective: Any, closure:
         {"score": "x"},
         {"weights": (1.0,)},
         {"lam": -1.0},
+        {"nearby": -1.0},
         {"kappa": 2.0},
         {"delta": 0.0},
         {"section_share": 0.0},

@@ -282,7 +282,8 @@ def test_the_evaluation_counts_by_hand() -> None:
     )
     made = rates([case], [[True, False, True, False]])
     assert made == {
-        "hits": 4, "poisoned": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5, "false_flags": 0.5, "evidence_lost": 1.0
+        "hits": 4, "poisoned": 2, "flagged": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5, "false_flags": 0.5,
+        "evidence_lost": 1.0,
     }  # fmt: skip
     assert rates([case], [[False] * 4])["f1"] == 0.0
 
