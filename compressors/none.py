@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compressors._pieces import unchanged
 from rag.protocols import Compressor, Corpus, TokenCounter, service
+from rag.spans.pieces import unchanged
 from rag.types import Bubble, CompressedContext
 
 

@@ -68,7 +68,8 @@ class Pipeline:
 
     @cached_property
     def compressor(self) -> Compressor:
-        plugin: Compressor = self._build("compressor", {"counter": lambda: self.generator.counter})
+        services = {"counter": lambda: self.generator.counter, "generator": lambda: self.generator}
+        plugin: Compressor = self._build("compressor", services)
         return plugin
 
     @cached_property

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rag.errors import UsageError
+from rag.spans.units import reading_order
 from rag.text import assemble
 from rag.types import Bubble, Chunk, Decision, Hit, Span, content_key, parse_chunk_id
 
@@ -104,7 +105,7 @@ def replayed(run: Run, corpus: Corpus, counter: TokenCounter) -> Bubble:
     if missing:
         raise UsageError(f"the ledger takes chunks that are not in the index any more: {', '.join(missing)}")
     facts = _facts(run)
-    hits = _in_reading_order([_hit(facts[chunk_id], chunk) for chunk_id, chunk in chunks.items()])
+    hits = reading_order([_hit(facts[chunk_id], chunk) for chunk_id, chunk in chunks.items()])
     parts: dict[str, list[Span]] = {}
     for chunk_id, span in taken:
         parts.setdefault(chunk_id, []).append(span or chunks[chunk_id].span)
@@ -282,11 +283,3 @@ def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
         else:
             made.append(span)
     return tuple(made)
-
-
-def _in_reading_order(hits: Sequence[Hit]) -> list[Hit]:
-    """Documents by the rank of their best hit, chunks of one document by their place in it."""
-    best: dict[str, int] = {}
-    for hit in hits:
-        best[hit.chunk.doc_id] = min(hit.rank, best.get(hit.chunk.doc_id, hit.rank))
-    return sorted(hits, key=lambda hit: (best[hit.chunk.doc_id], hit.chunk.doc_id, hit.chunk.span, hit.rank))

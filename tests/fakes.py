@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -17,7 +18,7 @@ from rag.tokens import WordCounter
 from rag.types import CompressedContext
 from rag.vectors import Vectors
 
-__all__ = ["FakeGenerator", "FakeModel", "WithinEmbedder"]
+__all__ = ["FakeGenerator", "FakeModel", "WithinEmbedder", "tiny_classifier"]
 
 _TOKEN = re.compile(r" ?[A-Za-z]{1,8}| ?[0-9]|\s|.", re.DOTALL)
 """Like a byte-level BPE: the space before a word belongs to its token."""
@@ -121,3 +122,28 @@ class WithinEmbedder(HashingEmbedder):
         around = super().embed([text for text, _, _ in pieces])
         mixed: Vectors = (inside + around) / np.linalg.norm(inside + around, axis=1, keepdims=True)
         return mixed
+
+
+def tiny_classifier(folder: Path) -> Path:
+    """A randomly made token classifier of two labels that reads 64 tokens, saved as transformers saves one."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    marks = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {token: at for at, token in enumerate([*marks, *letters, *(f"##{one}" for one in letters)])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token=marks[0], max_input_chars_per_word=50))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = transformers.BertTokenizerFast(tokenizer_object=backend, model_max_length=66)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(5)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=66, num_labels=2, initializer_range=1.0,
+    )  # fmt: skip
+    transformers.BertForTokenClassification(config).save_pretrained(folder)
+    return folder

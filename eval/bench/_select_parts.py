@@ -56,7 +56,7 @@ def timed() -> Iterator[dict[str, float]]:
 def worked() -> Iterator[dict[str, int]]:
     """`gains` that were computed, and `sets` that a tree search scored, inside of the block."""
     work = {"gains": 0, "sets": 0}
-    span, mcts = import_module(f"{_ROOM}._span"), import_module(f"{_ROOM}.mcts")
+    span, mcts = import_module("rag.spans.choice"), import_module(f"{_ROOM}.mcts")
     inner, utility = span.SpanChoice.gain, mcts.Utility
     made: list[Any] = []
 

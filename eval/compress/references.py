@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from compressors._pieces import context_of, joined, text_of
 from eval.sets import Place
 from rag.protocols import Compressor, Corpus, TokenCounter
+from rag.spans.pieces import context_of, joined, text_of
 from rag.text import assemble, sentence_spans
 from rag.types import Bubble, CompressedContext, Span
 

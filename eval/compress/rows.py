@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compressors._pieces import aim
 from eval.chunks.vectors import CountingEmbedder
 from eval.compress.measures import Measured, survived
 from eval.compress.references import Part, reference
 from eval.sets import Place, Question
 from rag.protocols import Compressor, Corpus, Embedder, Generator, TokenCounter
 from rag.registry import Spec, build
+from rag.spans.pieces import aim
 from rag.text import assemble
 from rag.types import Bubble, CompressedContext
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retrievers.selectors._features import Pool
-from retrievers.selectors._greedy import Filling
-from retrievers.selectors._span import SpanChoice
-from retrievers.selectors._units import Units
+from rag.spans.choice import SpanChoice
+from rag.spans.features import Pool
+from rag.spans.filling import Filling
+from rag.spans.units import Units
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rag.protocols import TokenCounter
+from rag.spans.units import reading_order
 from rag.text import SEPARATOR, TokenMap, assemble
 from rag.types import Bubble, Chunk, Decision, Hit
-
-
-def reading_order(hits: Iterable[Hit]) -> list[Hit]:
-    """Documents by the rank of their best hit, chunks of one document by their place in it."""
-    hits = list(hits)
-    best: dict[str, int] = {}
-    for hit in hits:
-        best[hit.chunk.doc_id] = min(hit.rank, best.get(hit.chunk.doc_id, hit.rank))
-    return sorted(hits, key=lambda hit: (best[hit.chunk.doc_id], hit.chunk.doc_id, hit.chunk.span, hit.rank))
 
 
 def is_duplicate(chunk: Chunk, other: Chunk) -> bool:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from rag.protocols import TokenCounter
+from rag.spans.features import Words, question_words
+from rag.spans.filling import token_counts
+from rag.spans.units import reading_order
 from rag.text import TokenMap, assemble, lexical_words
 from rag.types import Bubble, Decision, Hit
-from retrievers.selectors._features import Words, question_words
-from retrievers.selectors._greedy import token_counts
-from retrievers.selectors._ledger import is_duplicate, reading_order
+from retrievers.selectors._ledger import is_duplicate
 
 __all__ = ["PaperBubble", "Scored", "scored"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rag.spans.features import Words, question_words
 from rag.text import lexical_words
-from retrievers.selectors._features import Words, question_words
 
 __all__ = ["declarative", "named", "rationales"]
 

@@ -8,12 +8,12 @@ from typing import Literal
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Selector, TokenCounter, service
+from rag.spans.choice import boosted
+from rag.spans.features import NAMES, pool_of
+from rag.spans.filling import Filling
+from rag.spans.units import units_of
 from rag.types import Bubble, Hit
 from retrievers.selectors._auto import AutoChoice
-from retrievers.selectors._features import NAMES, pool_of
-from retrievers.selectors._greedy import Filling
-from retrievers.selectors._span import boosted
-from retrievers.selectors._units import units_of
 
 
 @dataclass(frozen=True, kw_only=True)

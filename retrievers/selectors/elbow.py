@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Selector, TokenCounter, service
+from rag.spans.features import Words, question_words
 from rag.types import Bubble, Hit
-from retrievers.selectors._features import Words, question_words
 from retrievers.selectors._ledger import Selection, is_duplicate
 from retrievers.selectors._rationales import rationales
 

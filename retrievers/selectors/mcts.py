@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Selector, TokenCounter, nested, service
+from rag.spans.features import Pool, pool_of
+from rag.spans.filling import Filling
+from rag.spans.units import Units, units_of
 from rag.text import SEPARATOR
 from rag.types import Bubble, Hit
 from retrievers._rerank import Reranker
-from retrievers.selectors._features import Pool, pool_of
-from retrievers.selectors._greedy import Filling
 from retrievers.selectors._swap import greedy_swap
 from retrievers.selectors._tree import Tree, Utility, Worth
-from retrievers.selectors._units import Units, units_of
 from retrievers.selectors._worth import Reranked
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Selector, TokenCounter, nested, service
+from rag.spans.features import question_words
 from rag.types import Bubble, Chunk, Decision, Document, Hit
 from retrievers.selectors._claims import agreement, claims_of, dissenters
-from retrievers.selectors._features import question_words
 from retrievers.selectors._guarded import GuardedCorpus
 from retrievers.selectors._signals import TIERS, containment, densities, hidden, injection, robust_z, tier_of
 

@@ -15,6 +15,7 @@ from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Bubble, CompressedContext, Hit, Span
 from tests.corpora import MemoryCorpus, plugins_of, topic_corpus
+from tests.fakes import FakeGenerator, tiny_classifier
 
 COUNTER = WordCounter()
 EMBEDDER = HashingEmbedder(buckets=128)
@@ -22,8 +23,12 @@ PLUGINS = plugins_of("compressors")
 
 
 @pytest.fixture(scope="module", params=list(PLUGINS))
-def compressor(request: pytest.FixtureRequest) -> Any:
-    return PLUGINS[request.param](embedder=EMBEDDER, counter=COUNTER)
+def compressor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = PLUGINS[request.param](embedder=EMBEDDER, counter=COUNTER, generator=FakeGenerator())
+    if request.param != "classifier-prune":
+        return made
+    pytest.importorskip("transformers")
+    return dataclasses.replace(made, model=str(tiny_classifier(tmp_path_factory.mktemp("tiny"))), window=64)
 
 
 @pytest.fixture(scope="module")

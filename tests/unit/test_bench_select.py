@@ -76,13 +76,14 @@ def test_without_data_the_sample_is_used(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_clocks_and_counts_are_taken_off_again() -> None:
-    from retrievers.selectors import _span, bubble, mcts, verified
+    from rag.spans import choice
+    from retrievers.selectors import bubble, mcts, verified
 
     places = (
         (bubble, "units_of"),
         (bubble, "pool_of"),
         (mcts, "Utility"),
-        (_span.SpanChoice, "gain"),
+        (choice.SpanChoice, "gain"),
         (verified.VerifiedSelector, "examine"),
     )
     before = [getattr(*place) for place in places]

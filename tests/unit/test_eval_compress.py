@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from compressors._pieces import aim, context_of, joined
 from eval.compress.measures import says, survived
 from eval.compress.references import REFERENCES, parts_of
 from eval.compress.report import markdown, report_of, timings_of, write
@@ -19,6 +18,7 @@ from eval.compress.settings import Settings
 from eval.select.sets import asked_of
 from eval.sets import Question
 from rag.errors import UsageError
+from rag.spans.pieces import aim, context_of, joined
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Bubble, Chunk, Document, Hit, Span

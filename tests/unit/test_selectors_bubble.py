@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
+from rag.spans.choice import boosted
+from rag.spans.features import NAMES, Words, pool_of, question_words, stems_of
+from rag.spans.units import units_of
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Block, Bubble, Chunk, Document, Hit, Span
-from retrievers.selectors._features import NAMES, Words, pool_of, question_words, stems_of
-from retrievers.selectors._span import boosted
-from retrievers.selectors._units import units_of
 from retrievers.selectors.bubble import BubbleSelector
 from tests.corpora import MemoryCorpus, topic_corpus
 

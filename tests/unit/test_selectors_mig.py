@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
+from rag.spans.choice import SpanChoice
+from rag.spans.features import pool_of
+from rag.spans.filling import Filling, Gain, Take, lazy_greedy
+from rag.spans.units import units_of
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Bubble, Chunk, Document, Hit
-from retrievers.selectors._features import pool_of
-from retrievers.selectors._greedy import Filling, Gain, Take, lazy_greedy
-from retrievers.selectors._span import SpanChoice
-from retrievers.selectors._units import units_of
 from retrievers.selectors.mig import MigSelector
 from tests.corpora import MemoryCorpus, topic_corpus
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from eval.bench._select_parts import worked
 from rag.embedders.hashing import HashingEmbedder
 from rag.registry import build
+from rag.spans.units import units_of
 from rag.text import SentenceStarts, assemble
 from rag.tokens import RememberingCounter, WordCounter
 from rag.types import Block, Chunk, Document, Hit, Span
-from retrievers.selectors._units import units_of
 from tests.corpora import MemoryCorpus
 from tests.unit.test_selectors_bubble import corpus_of, hits_of, whole, windows
 

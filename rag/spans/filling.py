@@ -15,9 +15,9 @@ from itertools import accumulate, pairwise
 from math import inf
 
 from rag.protocols import TokenCounter
+from rag.spans.units import Units, kept_of
 from rag.text import SEPARATOR, WHITE, TokenFinder, TokenMap, TokenStarts, assemble
 from rag.types import Bubble, Decision
-from retrievers.selectors._units import Units, kept_of
 
 __all__ = ["Filling", "Gain", "Take", "lazy_greedy", "token_counts"]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder
+from rag.spans.units import Units
 from rag.text import lexical_words
 from rag.types import Hit
-from retrievers.selectors._units import Units
 
 if TYPE_CHECKING:
     import numpy as np

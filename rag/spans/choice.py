@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from rag.spans.features import NAMES, Pool
+from rag.spans.filling import Filling, Gain, Take, lazy_greedy
+from rag.spans.units import Units
 from rag.types import Bubble, Document
-from retrievers.selectors._features import NAMES, Pool
-from retrievers.selectors._greedy import Filling, Gain, Take, lazy_greedy
-from retrievers.selectors._units import Units
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,9 +14,8 @@ from typing import NamedTuple
 from rag.protocols import Corpus
 from rag.text import SentenceStarts, may_cut
 from rag.types import Document, Hit, Span
-from retrievers.selectors._ledger import reading_order
 
-__all__ = ["Unit", "Units", "kept_of", "units_of"]
+__all__ = ["Unit", "Units", "kept_of", "reading_order", "units_of"]
 
 _WHOLE = ("row", "list", "code")
 
@@ -83,6 +82,15 @@ def kept_of(units: Units, chosen: Iterable[int]) -> tuple[tuple[Hit, ...], tuple
             of_chunk.append(unit.span)
     hits = tuple(reading_order(owners.values()))
     return hits, tuple(tuple(spans[hit.chunk.id]) for hit in hits)
+
+
+def reading_order(hits: Iterable[Hit]) -> list[Hit]:
+    """Documents by the rank of their best hit, chunks of one document by their place in it."""
+    hits = list(hits)
+    best: dict[str, int] = {}
+    for hit in hits:
+        best[hit.chunk.doc_id] = min(hit.rank, best.get(hit.chunk.doc_id, hit.rank))
+    return sorted(hits, key=lambda hit: (best[hit.chunk.doc_id], hit.chunk.doc_id, hit.chunk.span, hit.rank))
 
 
 def _copies(ranked: Sequence[Hit]) -> dict[int, str]:
