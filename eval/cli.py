@@ -19,13 +19,14 @@ from eval._options import (
     folders,
     spec_of,
 )
+from eval.compress.verbs import compress
 from eval.select.verbs import calibrate, poison
 from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity
 
 __all__ = ["eval_app"]
 
 eval_app = typer.Typer(
-    no_args_is_help=True, help="Evaluation on public data: chunks, papers, select, poison, calibrate."
+    no_args_is_help=True, help="Evaluation on public data: chunks, papers, select, compress, poison, calibrate."
 )
 
 
@@ -179,5 +180,6 @@ def select(
         typer.echo(markdown(report, timings_of(done)))
 
 
+eval_app.command("compress")(compress)
 eval_app.command("poison")(poison)
 eval_app.command("calibrate")(calibrate)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from eval.sets import Place
 from rag.protocols import Compressor, Corpus, TokenCounter
 from rag.spans.pieces import context_of, joined, text_of
-from rag.text import assemble, sentence_spans
+from rag.spans.units import units_of_bubble
+from rag.text import assemble
 from rag.types import Bubble, CompressedContext, Span
 
 __all__ = ["REFERENCES", "Part", "parts_of", "reference"]
 
 REFERENCES = ("(truncate)", "(top-k)", "(random)", "(oracle)")
+_LONGEST = 600
 Part = tuple[int, Span]
 """(place of the hit in the bubble, a sentence of what the bubble kept of it)."""
 
@@ -30,18 +32,12 @@ def reference(name: str, counter: TokenCounter, target: int, evidence: Sequence[
 
 
 def parts_of(bubble: Bubble, corpus: Corpus) -> list[Part]:
-    """The sentences of what a bubble kept, in its order; a sentence that is kept in part is cut."""
-    found: list[Part] = []
-    sentences: dict[str, list[Span]] = {}
-    for place, (hit, spans) in enumerate(zip(bubble.hits, bubble.spans, strict=True)):
-        if hit.chunk.doc_id not in sentences:
-            sentences[hit.chunk.doc_id] = sentence_spans(corpus.document(hit.chunk.doc_id))
-        for span in spans:
-            for one in sentences[hit.chunk.doc_id]:
-                low, high = max(one.start, span.start), min(one.end, span.end)
-                if low < high:
-                    found.append((place, Span(low, high)))
-    return found
+    """The sentences of what a bubble kept, in its order, rows, list items and code whole.
+
+    One that is kept in part is cut. One over 600 characters counts as parts of that length, cut at lines or words: what
+    a splitter takes for a sentence of thousands of characters is a list without full stops.
+    """
+    return [(unit.owner, unit.span) for unit in units_of_bubble(bubble, corpus, _LONGEST).units]
 
 
 class _Ordered(Compressor):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from rag.protocols import Corpus
 from rag.text import SentenceStarts, may_cut
-from rag.types import Document, Hit, Span
+from rag.types import Bubble, Document, Hit, Span
 
-__all__ = ["Unit", "Units", "kept_of", "reading_order", "units_of"]
+__all__ = ["Unit", "Units", "kept_of", "reading_order", "units_of", "units_of_bubble"]
 
 _WHOLE = ("row", "list", "code")
 
@@ -65,6 +65,36 @@ def units_of(hits: Sequence[Hit], corpus: Corpus, max_chars: int | None) -> Unit
         for region in _regions(ranked, places):
             _add_region(units, document, borders, ranked, region, max_chars or len(document.text))
     return Units(hits=ranked, units=tuple(units), copies=copies, twins=_twins(units))
+
+
+def units_of_bubble(bubble: Bubble, corpus: Corpus, max_chars: int) -> Units:
+    """The sentences of what a bubble kept, in its order; `owner` is the place in the bubble.
+
+    A unit that says what an earlier one says has it as its twin, in one document too: chunks may overlap.
+    """
+    units: list[Unit] = []
+    for place, (hit, spans) in enumerate(zip(bubble.hits, bubble.spans, strict=True)):
+        document = corpus.document(hit.chunk.doc_id)
+        borders = _borders(document)
+        for kept in spans:
+            at, cuts = kept.start, [*borders.between(kept.start, kept.end), kept.end]
+            while at < kept.end:
+                end = cuts[bisect_right(cuts, at)]
+                span = Span(at, end if end - at <= max_chars else _parted(document.text, at, at + max_chars))
+                text = document.text[span.start : span.end]
+                last = units[-1] if units else None
+                follows = last is not None and (last.doc_id, last.span.end) == (document.id, at)
+                before = len(units) - 1 if follows else -1
+                heading = bool(text.strip()) and at + len(text) - len(text.lstrip()) in borders.headings
+                units.append(Unit(span, text, document.id, place, (place,), len(span), before, heading))
+                at = span.end
+    first: dict[str, int] = {}
+    said = [" ".join(unit.text.split()) for unit in units]
+    twins = [first.setdefault(text, number) for number, text in enumerate(said)]
+    marked = tuple(
+        twin if text and twin != number else -1 for number, (twin, text) in enumerate(zip(twins, said, strict=True))
+    )
+    return Units(hits=bubble.hits, units=tuple(units), copies={}, twins=marked)
 
 
 def kept_of(units: Units, chosen: Iterable[int]) -> tuple[tuple[Hit, ...], tuple[tuple[Span, ...], ...]]:
