@@ -59,17 +59,14 @@ def compress(
         "embedder": spec_of(embedder),
         "generator": spec_of(generator),
     }
-    settings = Settings(
-        data=data,
-        baseline=baseline,
-        budget=budget,
-        questions=questions,
-        likelihood=likelihood,
-        cache=cache,
-        resamples=resamples,
-        seed=seed,
-        **given,
-    )
+    numbers: dict[str, Any] = {
+        "budget": budget,
+        "questions": questions,
+        "likelihood": likelihood,
+        "resamples": resamples,
+        "seed": seed,
+    }
+    settings = Settings(data=data, baseline=baseline, cache=cache, **numbers, **given)
     err = console()
     done = run(settings, lambda line: None if quiet else err.print(line, markup=False))
     report = write(done, settings, out)
