@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rag.protocols import Embedder, TokenCounter
+from rag.protocols import Corpus, Embedder, TokenCounter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["gains", "head_vectors", "softmax"]
 
 
-def head_vectors(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+def head_vectors(embedder: Embedder, texts: Sequence[str], corpus: Corpus) -> Vectors:
     """(n, d) unit vectors of the texts, each up to what the embedder reads."""
-    return embedder.embed([_head(text.strip(), embedder.counter) for text in texts])
+    return corpus.sentence_vectors([_head(text.strip(), embedder.counter) for text in texts], embedder)
 
 
 def _head(text: str, counter: TokenCounter) -> str:

@@ -62,7 +62,7 @@ class ComiCompressor(Compressor):
         if self.embedder is None:
             raise ConfigError("comi compares sentences with the question by vectors, and there is no embedder")
         parts = whole_sentences(parts_of(bubble, corpus, self.counter))
-        vectors = head_vectors(self.embedder, [part.text for part in parts]).astype("float64")
+        vectors = head_vectors(self.embedder, [part.text for part in parts], corpus).astype("float64")
         question = self.embedder.embed_question(bubble.question).astype("float64")
         order, score = self._order(parts, vectors, question, goal)
         rank = {number: -float(at) for at, number in enumerate(order)}

@@ -78,7 +78,7 @@ class ScopeCompressor(Compressor):
             return unchanged(bubble, self.counter, "scope")
         reader = Reader.of("scope", self.generator) if self.mode == "rewrite" else None
         words = parts_of(bubble, corpus, self.counter)
-        relevance, alike = self._measured(bubble.question, words)
+        relevance, alike = self._measured(bubble.question, words, corpus)
         groups = groups_of(words, alike, self.similarity, self.min_tokens, self.max_tokens)
         values = [max(relevance[number] for number in group.parts) for group in groups]
         share = ratios(groups, values, goal / size, self.least_ratio, self.temperature)
@@ -97,14 +97,14 @@ class ScopeCompressor(Compressor):
             return context
         return _Rewriter(self, reader, bubble, parts, groups, left, keywords, chosen, goal).rewritten(context)
 
-    def _measured(self, question: str, parts: Sequence[Part]) -> tuple[list[float], list[float]]:
+    def _measured(self, question: str, parts: Sequence[Part], corpus: Corpus) -> tuple[list[float], list[float]]:
         """(relevance of each sentence, how alike it is to the one before it)."""
         if self.embedder is None:
             asked = set(lexical_words(question))
             return [len(asked & set(lexical_words(part.text))) / max(1, len(asked)) for part in parts], [1.0] * len(
                 parts
             )
-        vectors = head_vectors(self.embedder, [part.text for part in parts])
+        vectors = head_vectors(self.embedder, [part.text for part in parts], corpus)
         near = vectors @ self.embedder.embed_question(question)
         pairs = (vectors[1:] * vectors[:-1]).sum(axis=1).tolist()
         return [float(value) for value in near], [1.0, *map(float, pairs)][: len(parts)]

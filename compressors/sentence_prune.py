@@ -8,7 +8,7 @@ from compressors._prune import Pruning, header_rows, openers_lean
 from rag.errors import ConfigError
 from rag.protocols import Compressor, Corpus, Embedder, TokenCounter, service
 from rag.spans.choice import boosted
-from rag.spans.features import NAMES, pool_of
+from rag.spans.features import NAMES, UNIT_CHARS, pool_of
 from rag.spans.pieces import aim, check_size, unchanged
 from rag.spans.units import units_of_bubble
 from rag.text import assemble
@@ -38,7 +38,7 @@ class SentencePruneCompressor(Compressor):
     kappa: float = 0.2
     repair: bool = True
     stems: bool = True
-    unit_chars: int = 600
+    unit_chars: int = UNIT_CHARS
     counter: TokenCounter = service()
     embedder: Embedder | None = service(default=None)
 

@@ -44,6 +44,7 @@ class PipelineConfig:
     generator: Spec = "extractive"
     near_duplicates: str = "report"
     duplicate_threshold: float = 0.9
+    sentences: bool = False
     executor: Spec = "serial"
     limits: Mapping[str, int | float] = field(default_factory=dict)
 
@@ -91,6 +92,10 @@ class PipelineConfig:
         Limits.from_dict(self.limits)
         if self.near_duplicates not in NEAR_DUPLICATES:
             raise ConfigError(f"near_duplicates is one of {', '.join(NEAR_DUPLICATES)}, not {self.near_duplicates!r}")
+        if not isinstance(self.sentences, bool):
+            raise ConfigError(
+                f"sentences must be true (ingestion embeds all sentences) or false, not {self.sentences!r}"
+            )
         threshold = self.duplicate_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.5 <= threshold <= 1:
             raise ConfigError(f"duplicate_threshold must be a number between 0.5 and 1, not {threshold!r}")
@@ -156,6 +161,7 @@ def json_schema() -> dict[str, Any]:
             },
             "near_duplicates": {"enum": list(NEAR_DUPLICATES)},
             "duplicate_threshold": {"type": "number", "minimum": 0.5, "maximum": 1},
+            "sentences": {"type": "boolean"},
         },
         "$defs": {slot: _slot_schema(slot) for slot in (*SLOTS, "executor")},
     }

@@ -21,6 +21,7 @@ from rag.jobs import Job, Outcome
 from rag.limits import Limits
 from rag.planning import Plan, Planner, batches, cutting, left_out, missing, recipe, twin_of
 from rag.report import Failure, IngestReport, NearDuplicate, Progress
+from rag.store.presplit import keep_sentences
 from rag.store.records import Entry, FileRecord
 from rag.twins import Twins
 
@@ -50,6 +51,7 @@ class _Tally:
     documents: int = 0
     chunks: int = 0
     embedded: int = 0
+    sentences: int = 0
     skipped: int = 0
     left_out: int = 0
     failed: list[Failure] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Ingestion:
 
     `embedder` is None when no retriever reads vectors; `fingerprint` is the name that the index has for its vectors;
     `counter` names the tokenizer that sizes the chunks. `twins` finds near-duplicates, `leave_out` keeps them out.
+    `sentences` embeds every sentence of what is in the index, so that questions need not; None: they do.
     """
 
     store: Store
@@ -80,6 +83,7 @@ class Ingestion:
     limits: Limits = field(default_factory=Limits)
     twins: Twins | None = None
     leave_out: bool = False
+    sentences: Embedder | None = None
     on_progress: Callable[[Progress], None] | None = None
     changed: bool = field(default=False, init=False)
     """True when something was committed."""
@@ -116,6 +120,8 @@ class Ingestion:
         if gone:
             self.store.commit(removed=gone)
             self.changed = True
+        if self.sentences:  # those of documents that an earlier run left without
+            self._tally.sentences += keep_sentences(self.store, self.sentences)
         return self._report(len(gone))
 
     def _report(self, removed: int) -> IngestReport:
@@ -124,6 +130,7 @@ class Ingestion:
             documents=tally.documents,
             chunks=tally.chunks,
             embedded=tally.embedded,
+            sentences=tally.sentences,
             skipped=tally.skipped,
             removed=removed,
             left_out=tally.left_out,
@@ -269,6 +276,9 @@ class Ingestion:
             self.store.commit(entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.removed)
         if self.twins:
             self.twins.commit()
+        if self.sentences:
+            new = {entry.document.id for entry in batch.entries}
+            self._tally.sentences += keep_sentences(self.store, self.sentences, new)
         return len(vectors)
 
     def _embed(self, chunks: Sequence[Chunk], text_of: Callable[[str], str]) -> dict[str, Vectors]:

@@ -173,6 +173,7 @@ class Pipeline:
                 limits=limits,
                 twins=twins,
                 leave_out=near_duplicates == "skip",
+                sentences=self.embedder if config.sentences else None,
                 on_progress=on_progress,
             )
             return run.run(listing, delete_below=roots)

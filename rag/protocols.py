@@ -1,9 +1,8 @@
 """What every kind of plugin promises. Plugins subclass these and are checked by tests/contracts.
 
-A plugin is a frozen, keyword-only dataclass: its fields are its hyper-parameters. Three helpers declare the
-fields that are no hyper-parameters: `service()` is handed over by the pipeline, `nested()` is another plugin
-(or several). Capabilities are class constants. Plugins hold no state that outlives a call, except an open
-`Searcher`, and give the same result for the same input.
+A plugin is a frozen, keyword-only dataclass: its fields are its hyper-parameters. Two helpers declare the fields that
+are none: `service()` is handed over by the pipeline, `nested()` is another plugin (or several). Capabilities are class
+constants. Plugins hold no state that outlives a call, except an open `Searcher`; same input, same result.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ __all__ = [
 Filter = Mapping[str, Any]
 """A metadata filter: `{"source": "a.md"}`, `{"meta.year": {"ge": 2020}}`, `{"and": [..]}`, `{"or": [..]}`,
 `{"not": ..}`. Several keys side by side must all hold.
-
 Fields: `source`, `doc_id`, `title`, `section`, `meta.NAME`. Operators: eq, ne, lt, le, gt, ge, in, contains, exists.
 """
 
@@ -296,6 +294,10 @@ class Corpus(Protocol):
     @abstractmethod
     def vector_parts(self, size: int) -> Iterator[tuple[Rows, Vectors]]:
         """What `vectors()` gives, in consecutive parts of at most `size` rows: memory stays bounded."""
+
+    def sentence_vectors(self, texts: Sequence[str], embedder: Embedder) -> Vectors:
+        """What `embedder.embed` gives; a corpus may keep it, so that nothing is embedded twice."""
+        return embedder.embed(texts)
 
     @abstractmethod
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:

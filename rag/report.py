@@ -50,12 +50,14 @@ class Progress:
 class IngestReport:
     """What one ingestion did. `documents` and `chunks` were written now, `skipped` files had not changed.
 
+    `embedded` are texts of chunks, `sentences` those embedded ahead of questions.
     `near_duplicates` are among the documents written or left out now; `left_out` counts all that are.
     """
 
     documents: int = 0
     chunks: int = 0
     embedded: int = 0
+    sentences: int = 0
     skipped: int = 0
     removed: int = 0
     left_out: int = 0
@@ -74,6 +76,7 @@ class IngestReport:
             "failed": [{"source": failure.source, "error": failure.error} for failure in self.failed],
             "seconds": self.seconds,
             "embedded": self.embedded,
+            "sentences": self.sentences,
             "removed": self.removed,
             "left_out": self.left_out,
             "near_duplicates": [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from eval.sets import Place
 from rag.protocols import Compressor, Corpus, TokenCounter
+from rag.spans.features import UNIT_CHARS
 from rag.spans.pieces import context_of, joined, text_of
 from rag.spans.units import units_of_bubble
 from rag.text import assemble
@@ -15,7 +16,6 @@ from rag.types import Bubble, CompressedContext, Span
 __all__ = ["REFERENCES", "Part", "parts_of", "reference"]
 
 REFERENCES = ("(truncate)", "(top-k)", "(random)", "(oracle)")
-_LONGEST = 600
 Part = tuple[int, Span]
 """(place of the hit in the bubble, a sentence of what the bubble kept of it)."""
 
@@ -37,7 +37,7 @@ def parts_of(bubble: Bubble, corpus: Corpus) -> list[Part]:
     One that is kept in part is cut. One over 600 characters counts as parts of that length, cut at lines or words: what
     a splitter takes for a sentence of thousands of characters is a list without full stops.
     """
-    return [(unit.owner, unit.span) for unit in units_of_bubble(bubble, corpus, _LONGEST).units]
+    return [(unit.owner, unit.span) for unit in units_of_bubble(bubble, corpus, UNIT_CHARS).units]
 
 
 class _Ordered(Compressor):

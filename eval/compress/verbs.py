@@ -67,8 +67,7 @@ def compress(
         "seed": seed,
     }
     settings = Settings(data=data, baseline=baseline, cache=cache, **numbers, **given)
-    err = console()
-    done = run(settings, lambda line: None if quiet else err.print(line, markup=False))
+    done = run(settings, lambda line: None if quiet else console().print(line, markup=False))
     report = write(done, settings, out)
     if as_json:
         print_json({**report, "timings": timings_of(done)})

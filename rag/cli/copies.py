@@ -19,7 +19,7 @@ snapshot_app = typer.Typer(no_args_is_help=True, help="Whole copies of an index:
 cache_app = typer.Typer(no_args_is_help=True, help="What can be deleted and is made again when it is needed.")
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the snapshot.", show_default=False)]
-KINDS = ("models", "derived", "mirror", "rebuild")
+KINDS = ("models", "derived", "mirror", "rebuild", "sentences")
 
 
 @snapshot_app.command("create")
@@ -105,7 +105,7 @@ def stats(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Bytes per kind: converted models; with --index its derived files, mirror and unfinished rebuild."""
+    """Bytes per kind: converted models; with --index its derived files, mirror, unfinished rebuild and kept vectors."""
     found = [(kind, path, _bytes(path)) for kind, path in _places(index).items()]
     if as_json:
         print_json({"cache": {kind: {"path": str(path), "bytes": count} for kind, path, count in found}})
@@ -145,16 +145,19 @@ def clear(
 def _places(index: Path | None) -> dict[str, Path]:
     from rag.generators._models import cache_root
     from rag.index import Index
+    from rag.store.sentences import SENTENCES_NAME
 
     places = {"models": cache_root() / "models"}
     if index is None:
         return places
     if not Index.exists(index):
         raise UsageError(f"there is no index in {index}. Create one with: rag ingest PATH --index {index}")
-    return {**places, "derived": index / "derived", "mirror": index / "chroma", "rebuild": index / "rebuild"}
+    beside = {"derived": "derived", "mirror": "chroma", "rebuild": "rebuild", "sentences": SENTENCES_NAME}
+    return {**places, **{kind: index / name for kind, name in beside.items()}}
 
 
 def _clear_index(index: Path, chosen: dict[str, Path], wait: float) -> None:
+    from rag.store.sentences import clear_sentences
     from rag.store.store import Store
 
     with Store.create_or_open(index, wait_seconds=wait) as store:
@@ -163,7 +166,11 @@ def _clear_index(index: Path, chosen: dict[str, Path], wait: float) -> None:
         for name in ("mirror", "rebuild"):
             if name in chosen:
                 shutil.rmtree(chosen[name], ignore_errors=True)
+        if "sentences" in chosen:
+            clear_sentences(index)
 
 
 def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir()) if path.is_dir() else 0

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from rag.report import IngestReport, Progress
     from rag.types import Chunk, Document
 
+SentencesOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--sentences/--no-sentences", help="Embed every sentence now, so that questions need not.", show_default=False
+    ),
+]
 DEFAULT_INDEX = Path("rag-index")
 _MOST_LINES = 20
 
@@ -58,6 +64,7 @@ def ingest(
     duplicate_threshold: Annotated[
         float | None, typer.Option(help="Similarity from which on they are (0.5 to 1; default 0.9).")
     ] = None,
+    sentences: SentencesOption = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0.0,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON line on stderr for every batch that is stored durably.")
@@ -72,6 +79,7 @@ def ingest(
     """
     set_verbosity(verbose)
     overrides: dict[str, Any] = {"near_duplicates": near_duplicates, "duplicate_threshold": duplicate_threshold}
+    overrides["sentences"] = sentences
     if workers:
         overrides["executor"] = "serial" if workers == 1 else {"use": "processes", "workers": workers}
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -216,10 +224,11 @@ def _print_report(report: IngestReport, index: Path) -> None:
     more = len(report.near_duplicates) - _MOST_LINES
     if more > 0:
         out.print(f"and {more} more near-duplicates; --json lists all", markup=False)
+    sentences = f"{report.sentences} sentences embedded, " if report.sentences else ""
     left_out = f"{report.left_out} near-duplicates left out, " if report.left_out else ""
     out.print(
         f"{report.documents} documents, {report.chunks} chunks, {report.embedded} texts embedded, "
-        f"{report.skipped} unchanged, {left_out}{report.removed} removed, {len(report.failed)} failed, "
+        f"{sentences}{report.skipped} unchanged, {left_out}{report.removed} removed, {len(report.failed)} failed, "
         f"{report.ignored} of unknown type{_listed(report.ignored_types)}, in {report.seconds:.1f} s -> {index}",
         markup=False,
     )

@@ -27,10 +27,22 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["NAMES", "Pool", "Words", "pool_of", "question_words", "stems_of", "unit_vectors"]
+__all__ = [
+    "NAMES",
+    "UNIT_CHARS",
+    "Pool",
+    "Words",
+    "embeddable",
+    "pool_of",
+    "question_words",
+    "stems_of",
+    "unit_vectors",
+]
 
 NAMES = ("sentence", "chunk", "window", "bm25", "chunk_bm25", "retriever")
 """Columns of a feature matrix."""
+UNIT_CHARS = 600
+"""Longer sentences are parted, unless a plugin says otherwise: what ingestion keeps vectors of."""
 
 _K1, _B = 1.5, 0.75
 _TOKENIZE = "porter unicode61 remove_diacritics 0 tokenchars '_'"
@@ -186,7 +198,7 @@ def pool_of(
     if whole:
         made = None if stored is None else stored[[units.units[number].owner for number in numbers]]
     else:
-        made = unit_vectors([units.units[number].text for number in numbers], embedder)
+        made = unit_vectors([units.units[number].text for number in numbers], embedder, corpus)
     parts = parts[numbers]
     if asked is not None and made is not None:
         parts[:, 0] = made @ asked
@@ -221,14 +233,18 @@ def _nearness(units: Units, said: NDArray[np.bool_]) -> Values:
     return found
 
 
-def unit_vectors(texts: Sequence[str], embedder: Embedder | None) -> Vectors | None:
-    """(texts, d) of unit length, each different text embedded once; a blank text is a zero row."""
+def unit_vectors(texts: Sequence[str], embedder: Embedder | None, corpus: Corpus) -> Vectors | None:
+    """(texts, d) of unit length, each different text at most once embedded; a blank text is a zero row.
+
+    White space around a text counts for nothing: a sentence is found again wherever a chunk or a line ends.
+    """
     import numpy as np
 
     if embedder is None or not texts:
         return None
-    distinct = [text for text in dict.fromkeys(texts) if text.strip()]
-    made = embedder.embed([_within_limit(text, embedder) for text in distinct])
+    texts = [text.strip() for text in texts]
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    made = corpus.sentence_vectors([embeddable(text, embedder) for text in distinct], embedder)
     row_of = {text: row for row, text in enumerate(distinct)}
     matrix = np.zeros((len(texts), embedder.dimension), dtype=np.float32)
     for row, text in enumerate(texts):
@@ -237,7 +253,7 @@ def unit_vectors(texts: Sequence[str], embedder: Embedder | None) -> Vectors | N
     return matrix
 
 
-def _within_limit(text: str, embedder: Embedder) -> str:
+def embeddable(text: str, embedder: Embedder) -> str:
     """The start of a text that the model reads at once."""
     limit = embedder.counter.limit
     while limit is not None and len(text) > limit // 2 and embedder.counter.count(text) > limit:

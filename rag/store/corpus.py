@@ -22,11 +22,12 @@ from rag.store.read import (
     read_state,
     sound_document,
 )
+from rag.store.sentences import SentenceFile
 from rag.text import lexical_words
 from rag.types import Chunk, Document, parse_chunk_id
 
 if TYPE_CHECKING:
-    from rag.protocols import Rows, Vectors
+    from rag.protocols import Embedder, Rows, Vectors
 
 __all__ = ["StoreCorpus"]
 
@@ -191,6 +192,9 @@ class StoreCorpus(Corpus):
 
     def derived_of_any(self, name: str) -> Path | None:
         return self._derived.find(name, None)
+
+    def sentence_vectors(self, texts: Sequence[str], embedder: Embedder) -> Vectors:
+        return SentenceFile(self.directory, embedder).vectors(texts)
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path | None:
         return self._derived.publish(name, self.generation, write)

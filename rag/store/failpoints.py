@@ -14,7 +14,7 @@ import errno
 import os
 import signal
 
-__all__ = ["POINTS", "UPKEEP_POINTS", "arm", "hit", "reached"]
+__all__ = ["POINTS", "SENTENCE_POINTS", "UPKEEP_POINTS", "arm", "hit", "reached"]
 
 POINTS = (
     "create.written",
@@ -44,6 +44,9 @@ UPKEEP_POINTS = (
     *("rebuild.batch", "rebuild.built", "rebuild.done"),
 )
 """Points inside the verbs that work on a whole index."""
+
+SENTENCE_POINTS = ("sentences.written", "sentences.done")
+"""Points where vectors of sentences are kept, by whoever asks or ingests."""
 
 TRACE = "trace"
 

@@ -15,6 +15,7 @@ from rag.store.read import CHUNK_TABLES, read_state
 from rag.store.records import DocumentInfo, FileRecord
 from rag.store.runs import count_runs
 from rag.store.schema import FILE_NAME
+from rag.store.sentences import SENTENCES_NAME, count_sentences
 
 __all__ = ["count_all", "files_of", "find_document", "list_documents", "list_files", "size_bytes"]
 
@@ -105,12 +106,13 @@ def count_all(db: Database) -> dict[str, Any]:
     counts = {name: db.value(sql) for name, sql in _COUNTS.items()}
     counts["embedded"] = db.value(_EMBEDDED, (fingerprint,))
     counts["runs"] = count_runs(db.path.parent)
+    counts["sentences"] = count_sentences(db.path.parent)
     size, generation = size_bytes(db.path.parent), read_state(db, "generation")
     return {**counts, "bytes": size, "generation": generation, "fingerprint": fingerprint}
 
 
 def size_bytes(directory: Path) -> int:
-    """Size of the database, its log and the derived files."""
-    names = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm")
+    """Size of the database, its log, the derived files and the kept vectors of sentences."""
+    names = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", SENTENCES_NAME)
     paths = [*(directory / name for name in names), *(directory / "derived").glob("*")]
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -22,6 +22,7 @@ from rag.store.lock import WriterLock
 from rag.store.runs import RUNS_NAME, check_runs
 from rag.store.salvage import salvage
 from rag.store.schema import FILE_NAME, OBJECTS, check_format, create_file, missing_names, read_format, sync_directory
+from rag.store.sentences import check_sentences, clear_sentences
 from rag.store.snapshots import check_snapshot, list_snapshots
 from rag.store.swap import connect, finish_replacement, need_room, replace
 
@@ -87,13 +88,15 @@ def repair(directory: Path, *, wait_seconds: float = 0.0) -> RepairReport:
 
 
 def _beside(directory: Path, fixed: list[str]) -> None:
-    """The file of traces and the snapshots: what cannot be used is put aside, not deleted."""
+    """The file of traces and the snapshots: what cannot be used is put aside; what can be made again is deleted."""
     if problems := check_runs(directory):
         number = 1
         while (aside := directory / f"{RUNS_NAME}.damaged-{number}").exists():
             number += 1
         (directory / RUNS_NAME).replace(aside)
         fixed.append(f"traces of earlier answers were unreadable and are now in {aside.name} ({problems[0]})")
+    if (problems := check_sentences(directory)) and clear_sentences(directory):
+        fixed.append(f"deleted the kept vectors of sentences, which are made again when needed ({problems[0]})")
     for info in list_snapshots(directory):
         if not check_snapshot(info.path):
             info.path.replace(info.path.with_name(f"{info.path.name}.damaged"))

@@ -16,6 +16,7 @@ from rag.store.problems import document_problems, lexical_problems, meta_differs
 from rag.store.read import read_document, read_state
 from rag.store.runs import check_runs, count_runs
 from rag.store.schema import OBJECTS, missing_names
+from rag.store.sentences import check_sentences, count_sentences
 from rag.store.signatures import band_problems, is_sound
 from rag.store.snapshots import check_snapshot, list_snapshots
 from rag.store.store import Store
@@ -199,9 +200,11 @@ def _state(db: Database, checked: dict[str, int]) -> Iterator[str]:
 
 
 def _beside(directory: Path, report: VerifyReport) -> None:
-    """What lies beside the index file: the traces and the snapshots."""
+    """What lies beside the index file: the traces, the vectors of sentences and the snapshots."""
     report.checked["runs"] = count_runs(directory)
     report.problems.extend(check_runs(directory))
+    report.checked["sentences"] = count_sentences(directory)
+    report.problems.extend(check_sentences(directory))
     report.checked["snapshots"] = 0
     for info in list_snapshots(directory):
         report.checked["snapshots"] += 1
