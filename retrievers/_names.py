@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rag.text import lexical_words
 from rag.types import Chunk, Document
 
-__all__ = ["Name", "inside", "names_in", "parts_of", "subjects_of", "words_of"]
+__all__ = ["Name", "capitals_in", "inside", "mentions_in", "names_in", "parts_of", "subjects_of", "words_of"]
 
 Name = tuple[str, ...]
 """The words of a name, folded as in the lexical index."""
@@ -59,11 +59,40 @@ def names_in(text: str) -> list[Name]:
     return list(dict.fromkeys(words for run in _runs(text) if (words := words_of(run))))
 
 
+def mentions_in(sentence: str) -> list[Name]:
+    """The names in one sentence, but for a single word that opens it: a capital says nothing there."""
+    names = names_in(sentence)
+    return names[1:] if names and len(names[0]) == 1 and names[0] == words_of(sentence)[:1] else names
+
+
+def capitals_in(sentence: str) -> frozenset[str]:
+    """Words of one sentence that have a capital or a digit in front; all where no letter has a case.
+
+    The first word counts only when the next one has a capital too: "Jane Doe sang", not "After that".
+    """
+    if not any(char.isupper() or char.islower() for char in sentence):
+        return frozenset(words_of(sentence))
+    words = list(_WORD.finditer(sentence))
+    opening = len(words) > 1 and _named(words[1])
+    named = (word[0] for at, word in enumerate(words) if _named(word) and (at or opening))
+    return frozenset(part for word in named for part in words_of(word))
+
+
+def _opens(chunk: Chunk, document: Document) -> bool:
+    """Whether a document or a section begins with the chunk."""
+    before = document.text[: chunk.span.start].rstrip()
+    if not before or not chunk.section:
+        return not before
+    heading = words_of(chunk.section[-1])
+    return heading in (words_of(before.rsplit("\n", 1)[-1]), words_of(chunk.text)[: len(heading)])
+
+
 def subjects_of(chunk: Chunk, document: Document) -> set[Name]:
-    """What a chunk may be about: the title of its document, its heading, the first name in it, without the article."""
+    """What a chunk may be about: the title of its document, its heading, and, where it opens its document or section,
+    the first name in it; without the article."""
     found = {words_of(document.title), words_of(chunk.section[-1]) if chunk.section else ()}
-    first = next(_runs(chunk.text[:_LEAD_CHARS]), "")
-    found.add(words_of(first))
+    if _opens(chunk, document):
+        found.add(words_of(next(_runs(chunk.text[:_LEAD_CHARS]), "")))
     bare = {name[1:] if len(name) > 1 and name[0] in _ARTICLES else name for name in found}
     return {name for name in bare if sum(map(len, name)) >= _SHORTEST}
 

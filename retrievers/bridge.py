@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Filter, Searcher, nested, service
 from rag.text import SentenceStarts
 from rag.types import Chunk, Hit
-from retrievers._names import Name, inside, names_in, parts_of, subjects_of, words_of
+from retrievers._names import Name, capitals_in, inside, mentions_in, names_in, parts_of, subjects_of, words_of
 from retrievers._wrapped import WrappedSearcher, Wrapper, pool_of
 
 if TYPE_CHECKING:
@@ -29,21 +29,24 @@ _LONG_NAME = 0.3
 class BridgeRetriever(Wrapper):
     """Searches, follows the names in the sentences of the best hits to the chunks that are about them, and merges.
 
-    A chunk is about the title of its document, its heading and the first name in it (`retrievers._names`). Scores of
-    the first round are divided by the best one; to what the question names, `named` * (`rrf_k` + 1) / (`rrf_k` + place)
-    is added, places by cosine. The best `seeds` hits are then read sentence by sentence. A link leads from a sentence
-    to a chunk about something that the sentence says and the question does not; it is worth cos(question, sentence) +
-    cos(question, chunk) + .3 for two words or more. The best `links` gain `weight` in the same way. The names in the
-    sentences are looked up in the full-text index too, so that a chunk is reached that shares nothing with the
-    question. The first hit always stays first.
+    A chunk is about the title of its document, its heading and, where it opens its document or a section, the first
+    name in it (`retrievers._names`). Scores of the first round are divided by the best one; to what the question names,
+    `named` * (`rrf_k` + 1) / (`rrf_k` + place) is added, places by cosine. The best `seeds` hits are then read sentence
+    by sentence. A link leads from a sentence to a chunk about something that the sentence says with capitals and the
+    question does not; it is worth cos(question, sentence) + cos(question, chunk) + .3 for two words or more. The best
+    `links` gain `weight` in the same way and a part `link.rank`. The names in the sentences are looked up in the
+    full-text index too, so that a chunk is reached that shares nothing with the question. The first hit always stays
+    first.
 
     Names are runs of capitalised words: in a script without capitals, links reach what the pool or a look-up of a whole
     sentence holds. Without vectors the cosines are 0, and links go by the length of the name and the rank of the seed.
 
-    For questions over several documents only. Measured with MiniLM over `hybrid` on development halves, whole chunks in
-    800 tokens (2026-11-22), share of questions with all evidence inside: hotpotqa_200 .788 to .899, 2wiki_164 .383 to
-    .790; but chroma_chunking, questions to one place, .811 to .741 (recall .855 to .796): links push out what answers.
-    `weight`, `links` and `seeds` were chosen on these questions.
+    For questions over several documents. A selector that goes by sentences alone drops what links brought: use `top-k`,
+    or `bubble` with a weight of 2 for the retriever and `linked` .5. Measured with MiniLM on development halves
+    (2026-11-22), share of questions with all evidence inside 800 tokens, top-k over `hybrid`, then top-k and that
+    bubble over this: hotpotqa_200 .788, .899, .929; 2wiki_164 .383, .778, .753. `weight`, `links`, `seeds` and those
+    settings were chosen on these questions. Much hangs on documents that are named after what they are about: when
+    titles are not followed, that bubble holds .838 (as over `hybrid`) and .605.
 
     Related: iterative retrieval for multi-hop questions (MDR, Xiong et al., arXiv 2009.12756; HippoRAG, Gutierrez et
     al., arXiv 2405.14831), here with one step, no training and no language model.
@@ -74,12 +77,17 @@ class BridgeRetriever(Wrapper):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sentence:
-    """A sentence of a seed: its document, its words, the names in it that the question does not say, its cosine."""
+    """A sentence of a seed: its document, its words, those with a capital, the names that the question does not say."""
 
     doc_id: str
+    text: str
     words: Name
+    capitals: frozenset[str]
     names: tuple[Name, ...]
-    cosine: float
+
+    def mentions(self) -> Iterator[Name]:
+        """Every run of its words that begins and ends with a capital."""
+        return (part for part in parts_of([self.words]) if part[0] in self.capitals and part[-1] in self.capitals)
 
 
 class _BridgeSearcher(WrappedSearcher):
@@ -98,7 +106,7 @@ class _BridgeSearcher(WrappedSearcher):
         asked = self._embedded(question)
         base = self._with_named(question, first, chunks, asked, where)
         seeds = [hit.chunk for hit in sorted(first, key=lambda hit: -base[hit.chunk.id])[: one.seeds]]
-        sentences = self._sentences(question, seeds, asked)
+        sentences = self._sentences(question, seeds)
         self._look_up([name for sentence in sentences for name in sentence.names], chunks, where)
         links = self._links(question, sentences, list(chunks.values()), asked)
         return _summed(self._corpus, chunks, first, base, links, one)[:k]
@@ -154,23 +162,28 @@ class _BridgeSearcher(WrappedSearcher):
             return {chunk.id: 0.0 for chunk in chunks}
         return dict(zip((chunk.id for chunk in chunks), map(float, matrix @ asked), strict=True))
 
-    def _sentences(self, question: str, seeds: Sequence[Chunk], asked: Vectors | None) -> list[_Sentence]:
-        """Those of the seeds that name something new, best seed first, each with its cosine."""
+    def _sentences(self, question: str, seeds: Sequence[Chunk]) -> list[_Sentence]:
+        """Those of the seeds, best seed first."""
         said = words_of(question)
-        found: list[tuple[str, str, tuple[Name, ...]]] = []
-        for chunk in seeds:
-            for text in self._texts(chunk):
-                names = tuple(name for name in names_in(text) if not inside(name, said))
-                found.append((chunk.doc_id, text, names))
-        embedder = self._retriever.embedder
-        cosines = [0.0] * len(found)
-        if embedder is not None and asked is not None and found:
-            light = embedder.light
-            cosines = [float(one) for one in light.embed([_within_limit(text, light) for _, text, _ in found]) @ asked]
         return [
-            _Sentence(doc_id=doc_id, words=words_of(text), names=names, cosine=cosine)
-            for (doc_id, text, names), cosine in zip(found, cosines, strict=True)
+            _Sentence(
+                doc_id=chunk.doc_id,
+                text=text,
+                words=words_of(text),
+                capitals=capitals_in(text),
+                names=tuple(name for name in mentions_in(text) if not inside(name, said)),
+            )
+            for chunk in seeds
+            for text in self._texts(chunk)
         ]
+
+    def _nearness(self, texts: Sequence[str], asked: Vectors | None) -> dict[str, float]:
+        """Text -> cosine with the question; 0 without an embedder."""
+        embedder = self._retriever.embedder
+        if embedder is None or asked is None or not texts:
+            return dict.fromkeys(texts, 0.0)
+        vectors = embedder.light.embed([_within_limit(text, embedder.light) for text in texts])
+        return dict(zip(texts, map(float, vectors @ asked), strict=True))
 
     def _texts(self, chunk: Chunk) -> list[str]:
         """The sentences of a chunk."""
@@ -185,15 +198,21 @@ class _BridgeSearcher(WrappedSearcher):
         """Ids of the chunks that the sentences name, best first, ties by the order of the sentences."""
         if not sentences or not self._retriever.links:
             return []
-        cosines, subjects = self._cosines(chunks, asked), self._about(chunks)
+        subjects = self._about(chunks)
         said = set(parts_of([words_of(question)]))
+        found = [
+            (sentence, part, chunk_id)
+            for sentence in sentences
+            for part in sentence.mentions()
+            for chunk_id in (subjects.get(part, ()) if part not in said else ())
+            if not chunk_id.startswith(sentence.doc_id)
+        ]
+        cosines = self._cosines(chunks, asked)
+        near = self._nearness(list(dict.fromkeys(sentence.text for sentence, _, _ in found)), asked)
         worth: dict[str, float] = {}
-        for sentence in sentences:
-            for part in parts_of([sentence.words]):
-                for chunk_id in subjects.get(part, ()) if part not in said else ():
-                    if not chunk_id.startswith(sentence.doc_id):
-                        value = round(sentence.cosine + cosines[chunk_id] + _LONG_NAME * (len(part) > 1), 6)
-                        worth[chunk_id] = max(value, worth.get(chunk_id, value))
+        for sentence, part, chunk_id in found:
+            value = round(near[sentence.text] + cosines[chunk_id] + _LONG_NAME * (len(part) > 1), 6)
+            worth[chunk_id] = max(value, worth.get(chunk_id, value))
         return sorted(worth, key=lambda chunk_id: -worth[chunk_id])[: self._retriever.links]
 
 

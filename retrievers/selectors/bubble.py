@@ -11,11 +11,11 @@ from rag.protocols import Corpus, Embedder, Selector, TokenCounter, service
 from rag.spans.choice import SpanChoice, boosted, prior_of
 from rag.spans.features import NAMES, pool_of
 from rag.spans.filling import Filling
-from rag.spans.units import units_of
+from rag.spans.units import Units, units_of
 from rag.types import Bubble, Hit
 from retrievers.selectors._paper import PaperBubble, scored
 
-_HIGHEST = {"lam": 100, "kappa": 1, "nearby": 100, "coverage": 100, "overlap": 1, "section_share": 1}
+_HIGHEST = {"lam": 100, "kappa": 1, "nearby": 100, "linked": 100, "coverage": 100, "overlap": 1, "section_share": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,9 @@ class BubbleSelector(Selector):
     away) + `kappa` * v of the better neighbour; then greedily the largest v - `lam` * (largest similarity with a chosen
     unit). `stems`: words meet by their (English, Porter) stems. The best `pool` units are scored in full; longer ones
     than `unit_chars` characters are parted. Off unless set: `coverage` (gain for question words that nothing chosen
-    has), `closure` (a chosen sentence that opens with a reference takes the one before it and its heading, where they
-    fit), `source_cap` (tokens of one document), `overlap` (IDF share of said words from which a unit is redundant).
+    has), `linked` (credit for units of a hit that a link leads to, one with a part `link.rank`: see `bridge`),
+    `closure` (a chosen sentence that opens with a reference takes the one before it and its heading, where they fit),
+    `source_cap` (tokens of one document), `overlap` (IDF share of said words from which a unit is redundant).
 
     `paper`: score (`score` + boosts + keywords) / (1 + tokens / `theta`) on whole chunks; gates for budget, section,
     redundancy (`delta`) and `min_score`. `section_share` 1 switches the section gate off; `reallocate` offers what it
@@ -47,6 +48,7 @@ class BubbleSelector(Selector):
     objective: Literal["span", "paper"] = "span"
     weights: tuple[float, ...] = (1.5, 1.0, 1.0, 0.25, 0.25, 0.5)
     nearby: float = 1.5
+    linked: float = 0.0
     stems: bool = True
     lam: float = 0.6
     kappa: float = 0.2
@@ -106,6 +108,7 @@ class BubbleSelector(Selector):
         filling = Filling(units, [*pool.numbers, *twins], self.counter, self.budget)
         trusted = np.array([priors.get(units.units[number].doc_id, 0.0) for number in pool.numbers])
         values = pool.parts @ np.asarray(self.weights) + self.nearby * pool.nearby + trusted
+        values = values + self.linked * np.array(_linked(units, pool.numbers), dtype=np.float64)
         values = boosted(values, units, pool, self.kappa)
         choice = SpanChoice(
             units,
@@ -142,3 +145,9 @@ class BubbleSelector(Selector):
             stop_at_budget=self.stop_at_budget,
         )
         return gates.run(question, candidates)
+
+
+def _linked(units: Units, numbers: Sequence[int]) -> list[bool]:
+    """For each of these units: whether a hit that holds it was reached by a link."""
+    by_link = {place for place, hit in enumerate(units.hits) if "link.rank" in hit.parts}
+    return [not by_link.isdisjoint(units.units[number].holders) for number in numbers]

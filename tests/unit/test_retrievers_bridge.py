@@ -12,9 +12,10 @@ from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
 from rag.tokens import WordCounter
 from rag.types import Chunk, Document
-from retrievers._names import inside, names_in, parts_of, subjects_of
+from retrievers._names import capitals_in, inside, mentions_in, names_in, parts_of, subjects_of
 from retrievers.bm25 import Bm25Retriever
 from retrievers.bridge import BridgeRetriever
+from retrievers.selectors.bubble import BubbleSelector
 from tests.corpora import MemoryCorpus, topic_corpus
 
 EMBEDDER = HashingEmbedder()
@@ -49,6 +50,16 @@ def test_a_chunk_that_shares_no_word_with_the_question_is_reached_by_name(
     assert PERSON not in found(Bm25Retriever(), corpus, k=100)
     assert found(made(embedder=embedder), corpus, k=2) == [FILM, PERSON]
     assert PERSON not in found(made(embedder=embedder, links=0), corpus, k=100)
+
+
+def test_a_bubble_gives_credit_to_what_a_link_reached(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [*NOISE, FILM, PERSON])
+    searcher = made().open(corpus)
+    hits = searcher.search(QUESTION, 100)
+    searcher.close()
+    plain = BubbleSelector(counter=WordCounter(), budget=15)
+    held = ["".join(replace(plain, linked=linked).select(QUESTION, hits, corpus).texts) for linked in (0.0, 100.0)]
+    assert [PERSON in text for text in held] == [False, True]
 
 
 def test_a_filter_binds_what_is_looked_up(tmp_path: Path) -> None:
@@ -99,6 +110,43 @@ def test_what_a_chunk_is_about() -> None:
     document = Document(text="The Long Voyage is a play.", source="x.txt", title="Long_Voyage_play")
     chunk = Chunk.cut(document, 0, len(document.text), counter=WordCounter(), chunker="test")
     assert subjects_of(chunk, document) == {("long", "voyage", "play"), ("long", "voyage")}
+
+
+def test_the_first_name_counts_only_where_a_document_or_section_opens() -> None:
+    document = Document(text="# Boats\n\nThe Long Voyage is a play. Orla Venn wrote it.", source="x.md", title="note")
+    at = document.text.index("Orla")
+    opening, middle = (
+        Chunk.cut(document, start, len(document.text), counter=WordCounter(), chunker="test") for start in (0, at)
+    )
+    assert subjects_of(opening, document) > {("note",)}
+    assert subjects_of(middle, document) == {("note",)}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names", "capitals"),
+    [
+        ("After that, Ann Bell sang.", [("ann", "bell")], {"ann", "bell"}),
+        ("Ann Bell sang.", [("ann", "bell")], {"ann", "bell"}),
+        ("He sang.", [], set()),
+        ("It was led by E. V. Bell", [("e",), ("v",), ("bell",)], {"e", "v", "bell"}),
+        ("", [], set()),
+    ],
+)
+def test_a_word_that_opens_a_sentence_is_not_yet_a_name(
+    sentence: str, names: list[tuple[str, ...]], capitals: set[str]
+) -> None:
+    assert mentions_in(sentence) == names
+    assert capitals_in(sentence) == capitals
+
+
+@pytest.mark.parametrize(("said", "links"), [("baker", 0), ("Baker", 1)])
+def test_a_link_needs_the_capital(tmp_path: Path, said: str, links: int) -> None:
+    texts = [*NOISE, f"Copper Morning is a film with the {said} in it.", "Baker, of the film."]
+    searcher = made().open(corpus_of(tmp_path, texts))
+    try:
+        assert sum("link.rank" in hit.parts for hit in searcher.search(QUESTION, 100)) == links
+    finally:
+        searcher.close()
 
 
 def test_parts_of_a_name() -> None:
