@@ -10,7 +10,12 @@ Its modules import torch and transformers, so they are imported when they are us
     layout    where the prefix, the blocks and the new tokens of a prompt stand
     chunks    chunk reuse: blocks moved to their places and one sparse pass over what must be computed
     donor     blocks averaged over what may stand before a chunk
-    repair/   policies that name the reused tokens to compute again
+    observed  blocks that remember what they attended to
+    store     blocks on disk, with a ledger and a byte cap; `blobs` is the format of a file
+    attend    attention with a temperature and a scale for some slots, or with its weights summed
+    layers    a sparse pass that drops tokens from layer to layer
+    repair/   policies: what is computed again of what is reused, and how
+    measure   the cost of loading, and the divergence from full prefill
 """
 
 from rag.engine.errors import EngineError, InterruptedPrefillError

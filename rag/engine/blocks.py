@@ -14,7 +14,27 @@ from rag.engine.model import EngineModel
 from rag.engine.prefill import prefill
 from rag.engine.rotate import rotate
 
-__all__ = ["KvBlock", "cut_block", "make_block"]
+__all__ = ["AttentionBefore", "KvBlock", "cut_block", "make_block"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionBefore:
+    """What a block's tokens attended to when it was made: means over layers and heads, float32.
+
+    `behind` names the chunks that stood before it, by `chunk_name`; `inter` (tokens, chunks before) and `intra`
+    (tokens) are the attention that each token gave to each of those chunks and to its own.
+    """
+
+    behind: tuple[str, ...]
+    inter: Tensor
+    intra: Tensor
+
+    def __post_init__(self) -> None:
+        if self.inter.dim() != 2 or self.inter.shape != (len(self.intra), len(self.behind)):
+            raise EngineError(
+                f"inter is (tokens, chunks before), ({len(self.intra)}, {len(self.behind)}) here, "
+                f"not {tuple(self.inter.shape)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +42,7 @@ class KvBlock:
     """`k` and `v` are (layers, kv heads, tokens, d); `k` is rotated as if the first token stood at position 0.
 
     `variance` (tokens), float32, says how much each token's KV depends on what stands before the chunk; None where
-    that was not measured. `fingerprint` names the model.
+    that was not measured. `seen` is what Cache-Craft needs, where it was asked for. `fingerprint` names the model.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +50,7 @@ class KvBlock:
     v: Tensor
     fingerprint: str
     variance: Tensor | None = None
+    seen: AttentionBefore | None = None
 
     def __post_init__(self) -> None:
         if not self.ids or self.k.dim() != 4 or self.k.shape != self.v.shape or self.k.shape[2] != len(self.ids):
@@ -41,6 +62,8 @@ class KvBlock:
             raise EngineError(f"keys and values of a block share one type, not {self.k.dtype} and {self.v.dtype}")
         if self.variance is not None and tuple(self.variance.shape) != (len(self.ids),):
             raise EngineError(f"variance has one number a token, {len(self.ids)}, not {tuple(self.variance.shape)}")
+        if self.seen is not None and len(self.seen.intra) != len(self.ids):
+            raise EngineError(f"attention is told for each of {len(self.ids)} tokens, not {len(self.seen.intra)}")
 
     def __len__(self) -> int:
         return len(self.ids)

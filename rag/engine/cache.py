@@ -115,7 +115,9 @@ class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
 class KvCache(Cache):
     """The cache of one model. `capacity` tokens are allocated at the first write; more is taken when they are full.
 
-    Ranges are read and written as (layers, kv heads, tokens, d) for the one sequence of batch size 1.
+    Ranges are read and written as (layers, kv heads, tokens, d) for the one sequence of batch size 1. `attention` says
+    how this cache wants to be read, by the names that `rag.engine.attend` knows; empty is the model's own way. `moved`
+    says that the keys of its prefix were turned to other positions: no other prompt can start with them.
     """
 
     def __init__(self, layers: int, capacity: int = 256) -> None:
@@ -123,10 +125,16 @@ class KvCache(Cache):
             raise EngineError(f"a cache needs at least one layer and one token, not {layers} and {capacity}")
         self.kv_layers = [KvLayer(capacity) for _ in range(layers)]
         super().__init__(layers=list(self.kv_layers))
+        self.attention: dict[str, Any] = {}
+        self.moved = False
 
     @property
     def length(self) -> int:
         return self.kv_layers[0].length
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[no-untyped-call]
+        self.attention, self.moved = {}, False
 
     def reserve(self, tokens: int) -> None:
         for layer in self.kv_layers:

@@ -8,6 +8,7 @@ slots. With every position repaired the result is that of a full prefill.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rag.engine.blocks import KvBlock
 from rag.engine.cache import KvCache
@@ -15,27 +16,37 @@ from rag.engine.errors import EngineError, InterruptedPrefillError
 from rag.engine.layout import Layout, lay_out
 from rag.engine.model import EngineModel
 from rag.engine.prefill import KeepGoing, Prefill
-from rag.engine.repair import RepairPolicy
 from rag.engine.rotate import rotate
 
-__all__ = ["assemble", "complete", "prefill_chunks"]
+if TYPE_CHECKING:
+    from rag.engine.repair import RepairPolicy
+
+__all__ = ["assemble", "complete", "open_at_prefix", "prefill_chunks"]
 
 
 def assemble(model: EngineModel, cache: KvCache, layout: Layout) -> None:
     """Writes the blocks of `layout` into `cache`, which holds at least its prefix; anything after that is dropped."""
+    open_at_prefix(model, cache, layout)
+    for place in layout.placed:
+        keys = rotate(place.block.k.to(model.device), place.start, model.frequencies)
+        cache.write(place.start, keys, place.block.v)
+
+
+def open_at_prefix(model: EngineModel, cache: KvCache, layout: Layout) -> None:
+    """Cuts `cache` to the prefix and makes room; refuses blocks of other models."""
     if cache.length < layout.prefix:
         raise EngineError(f"the cache holds {cache.length} tokens of a prefix of {layout.prefix}")
-    cache.truncate(layout.prefix)
-    cache.reserve(len(layout))
+    if cache.moved:
+        raise EngineError("this cache was assembled with its prefix at other positions: start again from the prefix")
     for place in layout.placed:
-        block = place.block
-        if block.fingerprint != model.fingerprint:
+        if place.block.fingerprint != model.fingerprint:
             raise EngineError(
-                f"a block was made by the model {block.fingerprint}, not by this one ({model.fingerprint}): "
+                f"a block was made by the model {place.block.fingerprint}, not by this one ({model.fingerprint}): "
                 "make it again"
             )
-        keys = rotate(block.k.to(model.device), place.start, model.frequencies)
-        cache.write(place.start, keys, block.v)
+    cache.truncate(layout.prefix)
+    cache.reserve(len(layout))
+    cache.attention = {}
 
 
 def complete(
@@ -79,6 +90,5 @@ def prefill_chunks(
 ) -> Prefill:
     """A prompt of `prefix`, which `cache` holds exactly, and `parts`: blocks are reused, plain ids computed."""
     layout = lay_out(prefix, parts)
-    assemble(model, cache, layout)
-    repair = policy.tokens_to_repair(layout, model, cache)
-    return complete(model, cache, layout, repair, chunk_tokens=chunk_tokens, keep_going=keep_going)
+    policy.assemble(model, cache, layout)
+    return policy.finish(model, cache, layout, chunk_tokens=chunk_tokens, keep_going=keep_going)

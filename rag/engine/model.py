@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 
+from rag.engine.attend import read_as_asked
 from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 
@@ -96,8 +98,9 @@ class EngineModel:
         of every layer, for executors registered with transformers.
         """
         step = torch.tensor([list(ids)], device=self.device)
-        extra = dict(attention or {})
-        with torch.no_grad():
+        extra = {**cache.attention, **(attention or {})}
+        own_way = read_as_asked(self.model) if cache.attention else nullcontext()
+        with torch.no_grad(), own_way:
             if slots is None:
                 mask = self._decode_mask(cache.length) if len(ids) == 1 else None
                 out = self.model(
@@ -116,7 +119,7 @@ class EngineModel:
                     past_key_values=cache,
                     use_cache=True,
                     position_ids=places[None],
-                    attention_mask=self._mask(places),
+                    attention_mask=self.slot_mask(places),
                     logits_to_keep=keep,
                     **extra,
                 )
@@ -138,7 +141,7 @@ class EngineModel:
             return None
         return torch.ones(1, 1, 1, length + 1, dtype=torch.bool)
 
-    def _mask(self, places: Tensor) -> Tensor:
+    def slot_mask(self, places: Tensor) -> Tensor:
         """(1, 1, queries, slots): each query reads the slots up to its own position."""
         seen = torch.arange(int(places[-1]) + 1, device=self.device)[None, :] <= places[:, None]
         kind = self.config._attn_implementation

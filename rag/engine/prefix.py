@@ -136,6 +136,8 @@ class PrefixPool:
         """
         if cache.length < len(ids):
             raise EngineError(f"the cache holds {cache.length} of {len(ids)} tokens")
+        if cache.moved:
+            raise EngineError("the keys of this cache were turned to other positions: no other prompt starts with them")
         parent: _PoolBlock | None = None
         pinned: list[_PoolBlock] = []
         new = 0

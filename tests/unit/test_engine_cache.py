@@ -101,7 +101,7 @@ def test_crop_and_truncate_forget_the_end() -> None:
         cache.crop(3)
     with pytest.raises(EngineError, match="cannot keep 31"):
         cache.truncate(31)
-    cache.reset()  # type: ignore[no-untyped-call]
+    cache.reset()
     assert cache.length == 0
     assert torch.allclose(model.run(ids, cache), expected, atol=1e-5)
 

@@ -14,9 +14,10 @@ from rag.engine import EngineError  # noqa: E402
 from rag.engine.blocks import KvBlock, make_block  # noqa: E402
 from rag.engine.donor import DonorMean  # noqa: E402
 from rag.engine.layout import Layout, lay_out  # noqa: E402
-from rag.engine.repair import RepairPolicy  # noqa: E402
+from rag.engine.repair import TokenRepair  # noqa: E402
 from rag.engine.repair.all import All  # noqa: E402
 from rag.engine.repair.epic import Epic  # noqa: E402
+from rag.engine.repair.first_variance import FirstVariance  # noqa: E402
 from rag.engine.repair.naive import Naive  # noqa: E402
 from rag.engine.repair.variance import Variance  # noqa: E402
 from tests.unit.test_engine_model import shared, some_ids, tiny  # noqa: E402
@@ -32,7 +33,7 @@ def layout() -> Layout:
     return lay_out([1, 2, 3], [blocks[0], blocks[1], [7, 7], blocks[2], [8, 8]])
 
 
-def chosen(policy: RepairPolicy) -> list[int]:
+def chosen(policy: TokenRepair) -> list[int]:
     model = shared()
     return list(policy.tokens_to_repair(layout(), model, model.new_cache()))
 
@@ -47,17 +48,23 @@ def test_each_policy_names_its_tokens() -> None:
     assert chosen(Variance(share=0.25)) == [8, 20, 21]  # 3 of the 12 that have a variance
     assert chosen(Variance(share=0, first_tokens=1)) == [8, 12]
     assert chosen(Variance(share=1)) == [8, 9, *range(12, 22)]
+    assert chosen(FirstVariance(k=1, share=0.25)) == [8, 12, 19, 20, 21]  # 3 more
+    assert chosen(FirstVariance(k=0, share=0)) == []
 
 
 def test_one_policy_a_file_and_every_one_keeps_to_the_interface() -> None:
     folder = Path(next(iter(rag.engine.repair.__path__)))
     names = [file.stem for file in sorted(folder.glob("*.py")) if not file.stem.startswith("_")]
-    assert {"all", "epic", "naive", "variance"} <= set(names)
+    assert {"all", "ape", "auto", "blend", "cache_craft", "epic", "first_variance", "naive", "variance"} <= set(names)
     for name in names:
         module = importlib.import_module(f"rag.engine.repair.{name}")
-        (policy,) = (getattr(module, each) for each in module.__all__)
-        places = chosen(policy())
-        assert places == sorted(set(places))
+        policy = getattr(module, name.title().replace("_", ""))()
+        assert module.__all__[0] == type(policy).__name__
+        assert callable(policy.assemble)
+        assert callable(policy.finish)
+        if hasattr(policy, "tokens_to_repair"):
+            places = chosen(policy)
+            assert places == sorted(set(places))
 
 
 def test_settings_out_of_range_say_so() -> None:
@@ -67,6 +74,8 @@ def test_settings_out_of_range_say_so() -> None:
         Variance(share=1.5)
     with pytest.raises(EngineError, match="first_tokens"):
         Variance(first_tokens=-1)
+    with pytest.raises(EngineError, match="first-variance"):
+        FirstVariance(share=2)
 
 
 def test_one_donor_is_the_chunk_behind_it() -> None:

@@ -1,9 +1,9 @@
-"""Repair policies: which reused tokens are computed again. One file each, named like the policy.
+"""Repair policies: what is computed again of what is reused. One file each, named like the policy.
 
-A policy sees the layout, the model and the assembled cache, so it may look at the question; it must leave the cache as
-it was. Policies that know their list before the question use the layout alone.
+Most name reused tokens (`TokenRepair`), from the layout alone or by a look at the question. Others place the blocks in
+another way, read them in another way, or choose anew in every layer (`RepairPolicy`).
 """
 
-from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair._base import RepairPolicy, TokenRepair
 
-__all__ = ["RepairPolicy"]
+__all__ = ["RepairPolicy", "TokenRepair"]

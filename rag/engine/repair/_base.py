@@ -1,17 +1,49 @@
-"""The one interface of repair policies."""
+"""The interfaces of repair policies."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rag.engine.cache import KvCache
-    from rag.engine.layout import Layout
-    from rag.engine.model import EngineModel
+from rag.engine.cache import KvCache
+from rag.engine.chunks import assemble, complete
+from rag.engine.layout import Layout
+from rag.engine.model import EngineModel
+from rag.engine.prefill import KeepGoing, Prefill
 
-__all__ = ["RepairPolicy"]
+__all__ = ["RepairPolicy", "TokenRepair"]
 
 
 class RepairPolicy(Protocol):
+    def assemble(self, model: EngineModel, cache: KvCache, layout: Layout) -> None:
+        """Writes the blocks behind the prefix that `cache` holds."""
+        assemble(model, cache, layout)
+
+    def finish(
+        self,
+        model: EngineModel,
+        cache: KvCache,
+        layout: Layout,
+        *,
+        chunk_tokens: int = 512,
+        keep_going: KeepGoing | None = None,
+    ) -> Prefill:
+        """Computes the fresh tokens, and again what is worth it, behind an assembled cache."""
+
+
+class TokenRepair(RepairPolicy, Protocol):
+    """A policy that names reused tokens; they run through all layers."""
+
     def tokens_to_repair(self, layout: Layout, model: EngineModel, cache: KvCache) -> tuple[int, ...]:
         """Ascending positions inside the blocks of `layout`; `cache` is assembled and stays as it is."""
+
+    def finish(
+        self,
+        model: EngineModel,
+        cache: KvCache,
+        layout: Layout,
+        *,
+        chunk_tokens: int = 512,
+        keep_going: KeepGoing | None = None,
+    ) -> Prefill:
+        repair = self.tokens_to_repair(layout, model, cache)
+        return complete(model, cache, layout, repair, chunk_tokens=chunk_tokens, keep_going=keep_going)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from rag.engine.cache import KvCache
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
-from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair._base import TokenRepair
 
 __all__ = ["All"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class All(RepairPolicy):
+class All(TokenRepair):
     """The reference that other policies are measured against."""
 
     def tokens_to_repair(self, layout: Layout, model: EngineModel, cache: KvCache) -> tuple[int, ...]:

@@ -13,13 +13,13 @@ from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
-from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair._base import TokenRepair
 
 __all__ = ["Epic"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epic(RepairPolicy):
+class Epic(TokenRepair):
     """Repairs the first `k` tokens of each block; of the first one only with `first`."""
 
     k: int = 16

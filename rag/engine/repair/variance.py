@@ -11,13 +11,13 @@ from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
-from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair._base import TokenRepair
 
 __all__ = ["Variance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variance(RepairPolicy):
+class Variance(TokenRepair):
     """Repairs the `share` of all measured tokens with the highest variance, over all blocks together.
 
     Blocks without a variance are left alone: they are those that stand behind their true prefix. `first_tokens` of each

@@ -1,0 +1,80 @@
+"""A sparse pass that stops after every layer, so that fewer tokens go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rag.engine.cache import KvCache
+from rag.engine.errors import EngineError
+from rag.engine.model import EngineModel
+
+__all__ = ["LayerPass"]
+
+
+class LayerPass:
+    """Tokens `ids` at `slots` (ascending) of `cache`; they read every slot up to their own and overwrite theirs.
+
+    `step` runs the next layer; between steps `keep` may drop tokens, but not the last one. As EngineModel.run with
+    slots does, if nothing is dropped.
+    """
+
+    def __init__(self, model: EngineModel, cache: KvCache, ids: Sequence[int], slots: Sequence[int]) -> None:
+        model.require_chunk_reuse()
+        self._model, self._cache, self._body = model, cache, model.model.base_model
+        self.slots = torch.tensor(list(slots), device=model.device)
+        self.layer = 0
+        with torch.no_grad():
+            self._hidden: Tensor = self._body.embed_tokens(torch.tensor([list(ids)], device=model.device))
+        self._place()
+
+    def _place(self) -> None:
+        self._mask = self._model.slot_mask(self.slots)
+        with torch.no_grad():
+            self._turns: Any = self._body.rotary_emb(self._hidden, self.slots[None])
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Copies of what the layer last run, or before the first step the first one, keeps for the present tokens:
+        keys and values (kv heads, tokens, d)."""
+        return self._read(max(0, self.layer - 1))
+
+    def held_next(self) -> tuple[Tensor, Tensor]:
+        """The same of the layer that is to run."""
+        return self._read(self.layer)
+
+    def _read(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._cache.kv_layers[layer].buffers()
+        return keys[0].index_select(1, self.slots), values[0].index_select(1, self.slots)
+
+    def step(self) -> None:
+        with torch.no_grad(), self._cache.writing_at(self.slots):
+            self._hidden = self._body.layers[self.layer](
+                self._hidden,
+                attention_mask=self._mask,
+                position_ids=self.slots[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                position_embeddings=self._turns,
+            )
+        self.layer += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with the tokens in `rows` (ascending places in `slots`)."""
+        if int(rows[-1]) != len(self.slots) - 1:
+            raise EngineError("the last token stays: the model answers after it")
+        if len(rows) == len(self.slots):
+            return
+        self.slots, self._hidden = self.slots[rows], self._hidden[:, rows]
+        self._place()
+
+    def logits(self) -> Tensor:
+        """(vocabulary), float32, after the last token; every layer must have run."""
+        if self.layer != self._model.layers:
+            raise EngineError(f"{self.layer} of {self._model.layers} layers have run")
+        with torch.no_grad():
+            last = self._body.norm(self._hidden[:, -1:])
+            logits: Tensor = self._model.model.lm_head(last)[0, -1].float()
+        return logits

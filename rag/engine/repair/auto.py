@@ -1,0 +1,86 @@
+"""The cheapest policy whose deviation, as measured on prompts of that length, stays under a bound.
+
+The table is measured for one model with one way of making blocks; without a row that will do, everything is repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rag.engine.cache import KvCache
+from rag.engine.errors import EngineError
+from rag.engine.layout import Layout
+from rag.engine.model import EngineModel
+from rag.engine.prefill import KeepGoing, Prefill
+from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair.all import All
+
+__all__ = ["Auto", "Calibrated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """On prompts of `tokens` tokens `policy` cost `cost`, a share of full prefill, with a mean divergence `kl`."""
+
+    policy: str
+    tokens: int
+    cost: float
+    kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(RepairPolicy):
+    """Chooses among `policies`, by name, those of `table` with a KL of at most `bound`.
+
+    Between two lengths of the table the worse of both counts, beyond its ends the nearest. Policies that place blocks
+    in their own way may be among them.
+    """
+
+    bound: float = 0.05
+    table: tuple[Calibrated, ...] = ()
+    policies: Mapping[str, RepairPolicy] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bound < 0:
+            raise EngineError(f"auto: bound must be >= 0, not {self.bound}")
+        unknown = {row.policy for row in self.table} - set(self.policies)
+        if unknown:
+            known = ", ".join(sorted(self.policies)) or "none"
+            raise EngineError(f"auto: the table names {', '.join(sorted(unknown))}; policies given: {known}")
+
+    def choose(self, tokens: int) -> tuple[str, float]:
+        """(name of the policy, its predicted KL) for a prompt of `tokens` tokens; "" is full repair."""
+        fits: list[tuple[float, float, str]] = []
+        for name in self.policies:
+            near = _around(sorted((row.tokens, row.cost, row.kl) for row in self.table if row.policy == name), tokens)
+            if near and (kl := max(row[2] for row in near)) <= self.bound:
+                fits.append((max(row[1] for row in near), kl, name))
+        if not fits:
+            return "", 0.0
+        _, kl, name = min(fits)
+        return name, kl
+
+    def chosen(self, layout: Layout) -> RepairPolicy:
+        name, _ = self.choose(len(layout))
+        return self.policies[name] if name else All()
+
+    def assemble(self, model: EngineModel, cache: KvCache, layout: Layout) -> None:
+        self.chosen(layout).assemble(model, cache, layout)
+
+    def finish(
+        self,
+        model: EngineModel,
+        cache: KvCache,
+        layout: Layout,
+        *,
+        chunk_tokens: int = 512,
+        keep_going: KeepGoing | None = None,
+    ) -> Prefill:
+        policy = self.chosen(layout)
+        return policy.finish(model, cache, layout, chunk_tokens=chunk_tokens, keep_going=keep_going)
+
+
+def _around(rows: list[tuple[int, float, float]], tokens: int) -> list[tuple[int, float, float]]:
+    """The last row at most as long and the first at least as long, of those there are."""
+    return [*[row for row in rows if row[0] <= tokens][-1:], *[row for row in rows if row[0] >= tokens][:1]]
