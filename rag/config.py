@@ -39,7 +39,7 @@ class PipelineConfig:
     chunker: Spec = "recursive"
     embedder: Spec = "minilm"
     retriever: Spec = "hybrid"
-    selector: Spec = "top-k"
+    selector: Spec = "bubble"
     compressor: Spec = "none"
     generator: Spec = "extractive"
     near_duplicates: str = "report"
