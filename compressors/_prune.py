@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rag.protocols import Corpus, TokenCounter
-from rag.spans.features import NAMES, Pool
 from rag.spans.filling import lazy_greedy, token_counts
 from rag.spans.pieces import context_of, joined, text_of
 from rag.spans.units import Units
@@ -67,19 +66,24 @@ def header_rows(units: Units, corpus: Corpus) -> dict[int, int]:
 
 
 class Pruning:
-    """One compression. `values` are the relevances of the pool; `needs` maps a unit to the one that it leans on."""
+    """One compression of the units `numbers`: `values` (n,) are their relevances, `similarity` (n, n) of all pairs,
+    `parts` name what a relevance is made of. `needs` maps a unit to the one that it leans on.
+    """
 
     def __init__(
         self,
         bubble: Bubble,
         units: Units,
-        pool: Pool,
+        numbers: Sequence[int],
         values: Values,
+        similarity: Values,
         counter: TokenCounter,
         needs: Mapping[int, int],
+        parts: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        self._bubble, self._units, self._pool, self._values = bubble, units, pool, values
-        self._counter, self._needs = counter, needs
+        self._bubble, self._units, self._numbers, self._values = bubble, units, numbers, values
+        self._similarity, self._counter, self._needs = similarity, counter, needs
+        self._parts = dict(zip(numbers, parts, strict=True)) if parts else {}
         self._tokens = token_counts([unit.text for unit in units.units], counter)
         self._separator = counter.count(SEPARATOR)
 
@@ -102,15 +106,14 @@ class Pruning:
         import numpy as np
 
         redundancy = np.zeros(len(self._values))
-        similarity = self._pool.similarity
         order: list[tuple[int, float]] = []
 
         def gain(at: int) -> float:
             return round(float(self._values[at] - lam * redundancy[at]), 6)
 
         def take(at: int, value: float) -> bool:
-            np.maximum(redundancy, similarity[at], out=redundancy)
-            order.append((self._pool.numbers[at], value))
+            np.maximum(redundancy, self._similarity[at], out=redundancy)
+            order.append((self._numbers[at], value))
             return True
 
         lazy_greedy(len(self._values), gain, take)
@@ -182,7 +185,7 @@ class Pruning:
 
     def _ledger(self, order: Sequence[tuple[int, float]], chosen: set[int]) -> list[Decision]:
         """A line for each sentence, in the order of gain; repeated ones last."""
-        place = {number: at for at, number in enumerate(self._pool.numbers)}
+        relevance = dict(zip(self._numbers, map(float, self._values), strict=True))
         needed = {self._needs[number]: number for number in chosen if number in self._needs}
         lines = [(number, gain, self._reason(number, chosen, needed)) for number, gain in order]
         lines += [
@@ -192,15 +195,13 @@ class Pruning:
             Decision(
                 chunk_id=self._bubble.hits[self._units.units[number].owner].chunk.id,
                 action="keep" if number in chosen else "drop",
-                relevance=round(float(self._values[place[number]]), 6) if number in place else 0.0,
+                relevance=round(relevance.get(number, 0.0), 6),
                 gain=gain,
                 redundancy=0.0,
                 tokens=self._tokens[number],
                 reason=reason,
                 span=self._units.units[number].span,
-                parts=dict(zip(NAMES, map(float, self._pool.parts[place[number]]), strict=True))
-                if number in place
-                else {},
+                parts=self._parts.get(number, {}),
             )
             for number, gain, reason in lines
         ]

@@ -66,5 +66,15 @@ class SentencePruneCompressor(Compressor):
         values = pool.parts @ np.asarray(self.weights) + self.nearby * pool.nearby
         values = boosted(values, units, pool, self.kappa)
         needs = {**openers_lean(units), **header_rows(units, corpus)} if self.repair else {}
-        pruning = Pruning(bubble, units, pool, values, self.counter, needs)
+        parts = [dict(zip(NAMES, row, strict=True)) for row in pool.parts.tolist()]
+        pruning = Pruning(
+            bubble,
+            units,
+            pool.numbers,
+            values,
+            np.asarray(pool.similarity, dtype=np.float64),
+            self.counter,
+            needs,
+            parts,
+        )
         return pruning.run("sentence-prune", goal, self.lam)
