@@ -60,14 +60,22 @@ class StageTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationStats:
-    """Token and time accounts of one generation. `density` is the share of attention scores computed (1.0 = all)."""
+    """Token and time accounts of one generation. `density` is the share of attention scores computed (1.0 = all).
+
+    Of the prompt's tokens `reused_tokens` had their keys and values from before and `computed_tokens` ran through the
+    model; `repaired_tokens` are those of the latter that were there and were computed again. `bytes_loaded` is the size
+    of the keys and values that came from disk. `policy` says how they were reused, "none" for not at all.
+    """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
+    repaired_tokens: int = 0
     computed_tokens: int = 0
     new_tokens: int = 0
     ttft_seconds: float = 0.0
     total_seconds: float = 0.0
+    bytes_loaded: int = 0
+    policy: str = "none"
     attention: str = "none"
     density: float = 1.0
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+_CHUNKS_AT_ONCE = 32
+
 
 class Pipeline:
     """A configured line. Plugins are built, and models loaded, when a call first needs them.
@@ -185,6 +187,26 @@ class Pipeline:
             with store.corpus() as corpus:
                 self.retriever.open(corpus).close()
             store.set_manifest({**store.manifest(), "ready": ready})
+
+    def prefill_kv(self, index: Index | None) -> int:
+        """Make the keys and values of all chunks ahead, those that are not kept yet; how many were made.
+
+        A run that was interrupted goes on where it was. With None nothing is made: it only says, by ConfigError,
+        whether the generator of this pipeline keeps any.
+        """
+        from rag.generators.local import LocalGenerator
+
+        generator = self.generator
+        if not isinstance(generator, LocalGenerator) or generator.reuse != "chunk":
+            raise ConfigError(
+                "keys and values of chunks are kept by the generator local with reuse: chunk, and this config has "
+                f"{spec_name(self.config.generator)}. Set generator: {{use: local, reuse: chunk}}"
+            )
+        if index is None:
+            return 0
+        rows = [int(row) for row in index.corpus.rows()]
+        parts = (rows[at : at + _CHUNKS_AT_ONCE] for at in range(0, len(rows), _CHUNKS_AT_ONCE))
+        return sum(generator.prefill_kv(index.corpus.chunks(part), index.corpus) for part in parts)
 
     def search(
         self, question: str, index: Index | str | Path, *, k: int | None = None, where: Filter | None = None

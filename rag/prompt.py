@@ -14,7 +14,7 @@ from rag.answer import Prompt, Segment
 from rag.text import sentence_spans, trimmed
 from rag.types import CompressedContext, Document, Span, content_key
 
-__all__ = ["MARKS", "NOT_FOUND", "SYSTEM", "build_prompt", "parse_marks"]
+__all__ = ["MARKS", "NOT_FOUND", "SYSTEM", "build_prompt", "parse_marks", "piece_text"]
 
 NOT_FOUND = "Not found in the documents."
 
@@ -49,9 +49,14 @@ def build_prompt(
         section = " > ".join(document.section_at(piece.span.start))
         place = f"Source: {_line(document.source)}\n" + (f"Section: {_line(section)}\n" if section else "")
         segments.append(_segment("context", f"\n<document>\n[{mark}] {place}"))
-        segments.append(_segment("context", f"{_fenced(piece.text.strip())}\n</document>\n", chunk_id=piece.chunk_id))
+        segments.append(_segment("context", piece_text(piece.text), chunk_id=piece.chunk_id))
     segments.append(_segment("question", f"\nQuestion: {context.question.strip()}\n{after}"))
     return Prompt(segments=tuple(segments))
+
+
+def piece_text(text: str) -> str:
+    """What the segment of a piece says, whatever its mark, its neighbours and the question."""
+    return f"{_fenced(text.strip())}\n</document>\n"
 
 
 def _segment(role: Literal["system", "context", "question"], text: str, chunk_id: str = "") -> Segment:

@@ -19,7 +19,7 @@ snapshot_app = typer.Typer(no_args_is_help=True, help="Whole copies of an index:
 cache_app = typer.Typer(no_args_is_help=True, help="What can be deleted and is made again when it is needed.")
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the snapshot.", show_default=False)]
-KINDS = ("models", "derived", "mirror", "rebuild", "sentences")
+KINDS = ("models", "derived", "mirror", "rebuild", "sentences", "kv")
 
 
 @snapshot_app.command("create")
@@ -105,7 +105,7 @@ def stats(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Bytes per kind: converted models; with --index its derived files, mirror, unfinished rebuild and kept vectors."""
+    """Bytes per kind: converted models; with --index its derived files, mirror, unfinished rebuild, vectors, KV."""
     found = [(kind, path, _bytes(path)) for kind, path in _places(index).items()]
     if as_json:
         print_json({"cache": {kind: {"path": str(path), "bytes": count} for kind, path, count in found}})
@@ -145,6 +145,7 @@ def clear(
 def _places(index: Path | None) -> dict[str, Path]:
     from rag.generators._models import cache_root
     from rag.index import Index
+    from rag.store.kv import KV_NAME
     from rag.store.sentences import SENTENCES_NAME
 
     places = {"models": cache_root() / "models"}
@@ -153,10 +154,12 @@ def _places(index: Path | None) -> dict[str, Path]:
     if not Index.exists(index):
         raise UsageError(f"there is no index in {index}. Create one with: rag ingest PATH --index {index}")
     beside = {"derived": "derived", "mirror": "chroma", "rebuild": "rebuild", "sentences": SENTENCES_NAME}
+    beside["kv"] = KV_NAME
     return {**places, **{kind: index / name for kind, name in beside.items()}}
 
 
 def _clear_index(index: Path, chosen: dict[str, Path], wait: float) -> None:
+    from rag.store.kv import clear_kv
     from rag.store.sentences import clear_sentences
     from rag.store.store import Store
 
@@ -168,6 +171,8 @@ def _clear_index(index: Path, chosen: dict[str, Path], wait: float) -> None:
                 shutil.rmtree(chosen[name], ignore_errors=True)
         if "sentences" in chosen:
             clear_sentences(index)
+        if "kv" in chosen:
+            clear_kv(index)
 
 
 def _bytes(path: Path) -> int:

@@ -41,6 +41,18 @@ SentencesOption = Annotated[
         "--sentences/--no-sentences", help="Embed every sentence now, so that questions need not.", show_default=False
     ),
 ]
+PrefillOption = Annotated[
+    bool, typer.Option("--prefill-kv", help="Keys and values of all chunks now (generator local, reuse: chunk).")
+]
+DeleteMissingOption = Annotated[
+    bool, typer.Option("--delete-missing", help="Remove documents whose files are gone from the given folders.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Processes that read and cut files (1: this one alone).")
+]
+NearDuplicatesOption = Annotated[
+    str | None, typer.Option(help="Documents that are nearly the same: report, skip or off.", show_default=False)
+]
 DEFAULT_INDEX = Path("rag-index")
 _MOST_LINES = 20
 
@@ -52,19 +64,14 @@ def ingest(
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Skip files that match (as in .gitignore).")] = None,
     hidden: Annotated[bool, typer.Option("--hidden", help="Hidden files and folders too.")] = False,
-    delete_missing: Annotated[
-        bool, typer.Option("--delete-missing", help="Remove documents whose files are gone from the given folders.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Processes that read and cut files (1: this one alone).")
-    ] = None,
-    near_duplicates: Annotated[
-        str | None, typer.Option(help="Documents that are nearly the same: report, skip or off.", show_default=False)
-    ] = None,
+    delete_missing: DeleteMissingOption = False,
+    workers: WorkersOption = None,
+    near_duplicates: NearDuplicatesOption = None,
     duplicate_threshold: Annotated[
         float | None, typer.Option(help="Similarity from which on they are (0.5 to 1; default 0.9).")
     ] = None,
     sentences: SentencesOption = None,
+    prefill_kv: PrefillOption = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0.0,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON line on stderr for every batch that is stored durably.")
@@ -84,6 +91,8 @@ def ingest(
         overrides["executor"] = "serial" if workers == 1 else {"use": "processes", "workers": workers}
     given = {key: value for key, value in overrides.items() if value is not None}
     pipeline = pipeline_for(config, stored=stored_config(index), overrides=given)
+    if prefill_kv:
+        pipeline.prefill_kv(None)  # a config without any is told before the work
     advice = f"finished batches are saved in {index}. Run the same command again to go on"
     with stop_signals(advice), _progress(quiet or as_json, events=events) as on_progress:
         opened = pipeline.index(
@@ -96,13 +105,16 @@ def ingest(
             wait_seconds=wait,
             on_progress=on_progress,
         )
+        made = pipeline.prefill_kv(opened) if prefill_kv else 0
     report = opened.report
     opened.close()
     assert report is not None  # noqa: S101  index() always sets it
     if as_json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), **({"kv_made": made} if prefill_kv else {})})
     if not quiet and not as_json:
         _print_report(report, index)
+        if prefill_kv:
+            console().print(f"kept the keys and values of {made} chunks", markup=False)
     if report.failed:
         raise typer.Exit(4)
 

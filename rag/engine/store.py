@@ -2,7 +2,8 @@
 
 A ledger in SQLite beside the files says what each costs and who owns it. Everything here can be computed again, so
 whatever is in doubt (a half-written file, a file without a row, a row without its file, a wrong checksum) is dropped.
-The files tell the texts they were made from: the folder is closed to other users.
+The files tell the texts they were made from: the folder is closed to other users. What reads and writes tensors is
+imported when a block is put or got, so that owners can be dropped without torch.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rag.engine.blobs import KvType, block_key, pack, unpack
-from rag.engine.blocks import KvBlock
 from rag.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from rag.engine.blobs import KvType
+    from rag.engine.blocks import KvBlock
 
 __all__ = ["Entry", "KvStore"]
 
@@ -93,6 +97,8 @@ class KvStore:
 
         Returns its key, or None where the cap leaves no room for it. A block that is there gets the owners too.
         """
+        from rag.engine.blobs import block_key, pack
+
         names = tuple(owners)
         if not names or cost < 0:
             raise EngineError(f"a block needs at least one owner and a cost >= 0, not {names} and {cost}")
@@ -113,6 +119,8 @@ class KvStore:
 
     def get(self, ids: Sequence[int], fingerprint: str, policy: str, *, dtype: KvType = "bf16") -> KvBlock | None:
         """The block with exactly these ids, mapped from its file, or None. One whose checksum is wrong is dropped."""
+        from rag.engine.blobs import block_key, unpack
+
         key = block_key(ids, fingerprint, policy, dtype)
         with self._change() as ledger:
             row = ledger.execute("SELECT checksum FROM blobs WHERE key = ?", (key,)).fetchone()

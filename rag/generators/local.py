@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,16 +16,22 @@ from rag.errors import ConfigError, RagError
 from rag.generators._attention import READINGS, leaned_on, needs, read_attention, relevance, words_of
 from rag.generators._citations import verified
 from rag.generators._completion import Completion
+from rag.generators._donors import DONORS
 from rag.generators._losses import token_losses
 from rag.generators._models import load_model, model_folder
+from rag.generators._repairs import Repair, build_repair, checked_repair
+from rag.generators._reuse import as_rag_errors, check_reuse, is_whole, told
 from rag.generators._sentences import context_sentences, documents_of
-from rag.prompt import NOT_FOUND, SYSTEM, build_prompt
+from rag.prompt import NOT_FOUND, SYSTEM, build_prompt, piece_text
 from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss, TokenNeed
 from rag.tokens import TokenizerCounter, load_tokenizer
-from rag.types import CompressedContext
+from rag.types import Chunk, CompressedContext
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from rag.generators._chunk_kv import ChunkKv
+    from rag.generators._decode import Decoder, Reading
 
 _BODY = "<<chunkwise body>>"
 _WINDOW, _CARRY = 2048, 512
@@ -41,6 +47,12 @@ class LocalGenerator(Generator):
     in hardware, else float32. `threads` 0 leaves torch's own choice. A sentence is supported when `min_overlap` of
     its content words and all of its numbers stand in the pieces that it cites. `lead` is put into the model's mouth
     as the start of its answer and left out of the text: it keeps small models on the documents.
+
+    `reuse` says which keys and values are not computed again: "prefix" those of what earlier prompts of this object
+    began with, at most `pool_bytes` of them in memory, which changes no answer; "chunk" those of whole chunks too,
+    wherever they stand, kept in the index directory up to `kv_bytes`. That is approximate: `blocks` says how a chunk's
+    are made (alone, or as their mean behind other texts), `repair` what of them is computed again, by a name or a
+    mapping with `use`; `kv_dtype` "int8" halves their size. Pieces that were cut to the question are always computed.
     """
 
     model: str = ""
@@ -51,6 +63,12 @@ class LocalGenerator(Generator):
     threads: int = 0
     lead: str = "According to the documents,"
     min_overlap: float = 0.5
+    reuse: Literal["none", "prefix", "chunk"] = "prefix"
+    blocks: Literal["solo", "donor-mean"] = "donor-mean"
+    repair: Repair = "first-variance"
+    pool_bytes: int = 256 << 20
+    kv_bytes: int = 2 << 30
+    kv_dtype: Literal["auto", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or self.threads < 0:
@@ -62,6 +80,7 @@ class LocalGenerator(Generator):
             raise ConfigError(f"local: dtype is auto, float32 or bfloat16, not {self.dtype!r}")
         if not 0 <= self.min_overlap <= 1:
             raise ConfigError(f"local: min_overlap must lie in [0, 1], not {self.min_overlap}")
+        check_reuse(self)
 
     @cached_property
     def counter(self) -> TokenCounter:
@@ -80,39 +99,75 @@ class LocalGenerator(Generator):
                 on_text(NOT_FOUND)
             return Generation(text=NOT_FOUND)
         before, after = self._template  # loads the model: the clock starts after that
+        _ = self._decoder
         started = time.perf_counter()
         documents = documents_of(context, corpus)
         after += self.lead
         prompt = build_prompt(context, documents, system=before, after=after)
-        ids = self._prompt_ids(prompt, after)
-        text, new_tokens, first = self._write(ids, on_text)
+        parts = self._prompt_parts(prompt, after)
+        reading = self._read(parts, context, corpus)
+        text, new_tokens, first = self._write(reading, on_text)
         now = time.perf_counter()
         stats = GenerationStats(
-            prompt_tokens=len(ids),
-            computed_tokens=len(ids),
+            prompt_tokens=sum(map(len, parts)),
+            reused_tokens=reading.reused,
+            repaired_tokens=reading.repaired,
+            computed_tokens=reading.computed,
             new_tokens=new_tokens,
             ttft_seconds=first - started,
             total_seconds=now - started,
+            bytes_loaded=reading.loaded,
+            policy=reading.policy,
             attention="sdpa",
         )
-        return verified(text, context_sentences(context, documents), self.min_overlap, prompt=prompt, stats=stats)
+        made = verified(text, context_sentences(context, documents), self.min_overlap, prompt=prompt, stats=stats)
+        return replace(made, notes={**made.notes, **told(stats, reading.made)})
+
+    def prefill_kv(self, chunks: Sequence[Chunk], corpus: Corpus) -> int:
+        """Make and keep the keys and values of `chunks` ahead, those that are not kept yet; how many were made."""
+        from rag.generators._chunk_kv import Part
+
+        if self.reuse != "chunk":
+            raise ConfigError(f"local: keys and values of chunks are kept with reuse: chunk, not with {self.reuse!r}")
+        start, parts = self._template_ids(self._template[0]), []
+        for chunk in chunks:
+            parts.append(Part(tuple(self._plain_ids(piece_text(chunk.text))), chunk.doc_id))
+        with self._decoder.lock, as_rag_errors():
+            return self._chunk_kv.prepare(start, parts, corpus.directory)
 
     def _prompt_ids(self, prompt: Prompt, after: str) -> list[int]:
+        return [token for part in self._prompt_parts(prompt, after) for token in part]
+
+    def _prompt_parts(self, prompt: Prompt, after: str) -> list[list[int]]:
         """Every segment tokenised alone, so that its ids do not depend on its neighbours.
 
         Only the chat template, around the system text and in `after`, has special tokens. In documents and in the
         question `<|im_start|>` is plain text: nothing that was retrieved opens a turn.
         """
-        ids: list[int] = []
+        parts: list[list[int]] = []
         for part in prompt.segments:
             if part.role == "system":
-                ids += self._template_ids(part.text)
+                parts.append(self._template_ids(part.text))
             elif part.role == "question":
-                ids += self._plain_ids(part.text.removesuffix(after)) + self._template_ids(after)
+                parts.append(self._plain_ids(part.text.removesuffix(after)) + self._template_ids(after))
             else:
-                ids += self._plain_ids(part.text)
-        self._check_room(len(ids), self.max_new_tokens, "Lower the selector's budget or max_new_tokens")
-        return ids
+                parts.append(self._plain_ids(part.text))
+        total = sum(map(len, parts))
+        self._check_room(total, self.max_new_tokens, "Lower the selector's budget or max_new_tokens")
+        return parts
+
+    def _read(self, parts: Sequence[Sequence[int]], context: CompressedContext, corpus: Corpus) -> Reading:
+        """`parts` are those of `build_prompt`: the start, a head and a text for every piece, the question."""
+        if self.reuse != "chunk":
+            return self._decoder.read([token for part in parts for token in part], self.max_new_tokens)
+        from rag.generators._chunk_kv import Part
+
+        owners = [""] * len(parts)
+        for number, piece in enumerate(context.pieces):
+            owners[2 + 2 * number] = piece.doc_id if is_whole(piece) else ""
+        named = [Part(tuple(ids), owner) for ids, owner in zip(parts, owners, strict=True)]
+        with self._decoder.lock, as_rag_errors():
+            return self._chunk_kv.read(named, getattr(corpus, "directory", None), self.max_new_tokens)
 
     def _template_ids(self, text: str) -> list[int]:
         return list(self._loaded[1].encode(text, add_special_tokens=False)) if text else []
@@ -137,7 +192,7 @@ class LocalGenerator(Generator):
         ids = self._template_ids(before) + self._plain_ids(prompt) + self._template_ids(after)
         self._check_room(len(ids), max_tokens, "Give it a shorter text")
         new: list[int] = []
-        for token in self._tokens(ids, max_tokens, 0.0):
+        for token in self._decoder.tokens(self._decoder.read(ids, max_tokens), max_tokens, temperature=0.0, seed=0):
             new.append(token)
             yield str(tokenizer.decode(new, skip_special_tokens=True))
 
@@ -191,12 +246,13 @@ class LocalGenerator(Generator):
         values = token_losses(model, [*before, *coded.ids], len(before), window=room, carry=min(_CARRY, room - 1))
         return [(start, end, float(loss)) for (start, end), loss in zip(coded.offsets, values, strict=True)]
 
-    def _write(self, ids: Sequence[int], on_text: Callable[[str], None] | None) -> tuple[str, int, float]:
+    def _write(self, reading: Reading, on_text: Callable[[str], None] | None) -> tuple[str, int, float]:
         """(text, number of new tokens, clock at the first one); `on_text` gets every piece that is final."""
         _, tokenizer = self._loaded
         new: list[int] = []
         sent, first = "", 0.0
-        for token in self._tokens(ids):
+        written = self._decoder.tokens(reading, self.max_new_tokens, temperature=self.temperature, seed=self.seed)
+        for token in written:
             first = first or time.perf_counter()
             new.append(token)
             if on_text:
@@ -208,30 +264,6 @@ class LocalGenerator(Generator):
         if on_text and len(text) > len(sent):
             on_text(text[len(sent) :])
         return text.rstrip(), len(new), first or time.perf_counter()
-
-    def _tokens(self, ids: Sequence[int], most: int | None = None, temperature: float | None = None) -> Iterator[int]:
-        """New token ids, one by one, up to the end-of-text token, which is not given. None: as the fields say."""
-        import torch
-
-        most = self.max_new_tokens if most is None else most
-        temperature = self.temperature if temperature is None else temperature
-        model, tokenizer = self._loaded
-        random = torch.Generator(device="cpu").manual_seed(self.seed)
-        stops = _stops(model, tokenizer)
-        step, cache = torch.tensor([ids], device=model.device), None
-        for _ in range(most):
-            with torch.inference_mode():
-                out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits, cache = out.logits[0, -1].float().cpu(), out.past_key_values
-            if temperature:
-                chances = torch.softmax(logits / temperature, dim=-1)
-                token = int(torch.multinomial(chances, 1, generator=random))
-            else:
-                token = int(logits.argmax())
-            if token in stops:
-                return
-            yield token
-            step = torch.tensor([[token]], device=model.device)
 
     @cached_property
     def _template(self) -> tuple[str, str]:
@@ -269,6 +301,28 @@ class LocalGenerator(Generator):
         if dtype == "auto":
             dtype = "bfloat16" if torch.cuda.is_available() or cpu_has_bf16() else "float32"
         return load_model(self._folder, dtype=dtype)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        from rag.generators._decode import Decoder
+
+        model, tokenizer = self._loaded
+        return Decoder(model, stops=_stops(model, tokenizer), reuse=self.reuse, pool_bytes=self.pool_bytes)
+
+    @cached_property
+    def _chunk_kv(self) -> ChunkKv:
+        from rag.generators._chunk_kv import ChunkKv
+
+        name, _ = checked_repair(self.repair)
+        return ChunkKv(
+            engine=self._decoder.required,
+            policy=build_repair(self.repair),
+            label=name,
+            kind="observed" if name == "cache-craft" else self.blocks,
+            donors=[self._plain_ids(text) for text in DONORS],
+            max_bytes=self.kv_bytes,
+            int8=self.kv_dtype == "int8",
+        )
 
 
 def _begun(text: str) -> str:

@@ -18,6 +18,7 @@ from rag.store.cure import Cured, Removed, cure
 from rag.store.database import Database, translated
 from rag.store.derived import DerivedFiles
 from rag.store.failpoints import hit
+from rag.store.kv import mend_kv
 from rag.store.lock import WriterLock
 from rag.store.runs import RUNS_NAME, check_runs
 from rag.store.salvage import salvage
@@ -97,6 +98,8 @@ def _beside(directory: Path, fixed: list[str]) -> None:
         fixed.append(f"traces of earlier answers were unreadable and are now in {aside.name} ({problems[0]})")
     if (problems := check_sentences(directory)) and clear_sentences(directory):
         fixed.append(f"deleted the kept vectors of sentences, which are made again when needed ({problems[0]})")
+    if wrong := mend_kv(directory):
+        fixed.append(f"deleted {wrong} damaged keys and values of chunks, which are computed again when needed")
     for info in list_snapshots(directory):
         if not check_snapshot(info.path):
             info.path.replace(info.path.with_name(f"{info.path.name}.damaged"))

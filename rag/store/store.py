@@ -16,6 +16,7 @@ from rag.store.compact import sweep_compact
 from rag.store.corpus import StoreCorpus
 from rag.store.database import Database, batches, marks
 from rag.store.derived import DerivedFiles
+from rag.store.kv import drop_kv, sweep_kv
 from rag.store.listing import count_all, files_of, find_document, list_documents, list_files
 from rag.store.lock import WriterLock
 from rag.store.problems import document_problems
@@ -108,6 +109,7 @@ class Store:
         sweep_compact(self.directory)
         if read_state(self._db, "lexical") != lexical_signature():
             self.rebuild_lexical()
+        sweep_kv(self.directory, lambda doc_id: self.place(doc_id) is not None)
 
     def _need_writer(self) -> None:
         if not self.writable:
@@ -146,6 +148,7 @@ class Store:
             for entry in entries:
                 change.put(entry)
             change.finish()
+        drop_kv(self.directory, [doc_id for doc_id in sorted(change.deleted) if self.place(doc_id) is None])
 
     def set_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest (JSON). Its key `fingerprint` names the embedder whose vectors searches read."""

@@ -12,6 +12,7 @@ from typing import Any
 from rag.errors import RagError
 from rag.store.database import Database
 from rag.store.derived import matches
+from rag.store.kv import check_kv, count_kv
 from rag.store.problems import document_problems, lexical_problems, meta_differs
 from rag.store.read import read_document, read_state
 from rag.store.runs import check_runs, count_runs
@@ -200,11 +201,13 @@ def _state(db: Database, checked: dict[str, int]) -> Iterator[str]:
 
 
 def _beside(directory: Path, report: VerifyReport) -> None:
-    """What lies beside the index file: the traces, the vectors of sentences and the snapshots."""
+    """What lies beside the index file: the traces, the vectors of sentences, keys and values, and the snapshots."""
     report.checked["runs"] = count_runs(directory)
     report.problems.extend(check_runs(directory))
     report.checked["sentences"] = count_sentences(directory)
     report.problems.extend(check_sentences(directory))
+    report.checked["kv"] = count_kv(directory)
+    report.problems.extend(check_kv(directory))
     report.checked["snapshots"] = 0
     for info in list_snapshots(directory):
         report.checked["snapshots"] += 1

@@ -95,6 +95,8 @@ class Change:
         self._db = db
         self._changed = False
         self._dropped_keys: set[bytes] = set()
+        self.deleted: set[str] = set()
+        """Documents whose rows were deleted; some may have been written anew."""
         self._texts = TextReader(db)
 
     def put(self, entry: Entry) -> None:
@@ -195,9 +197,11 @@ class Change:
             self._delete_document(row)
 
     def _delete_document(self, row: int) -> None:
-        title = self._db.value("SELECT title FROM documents WHERE id = ?", (row,))
-        if title is None:
+        head = self._db.one("SELECT title, doc_id FROM documents WHERE id = ?", (row,))
+        if head is None:
             return  # written anew under another row a moment ago
+        title = head[0]
+        self.deleted.add(head[1])
         self._changed = True
         chunks = self._db.rows("SELECT id, start, stop, key, section FROM chunks WHERE document = ?", (row,))
         for number, start, stop, key, section in chunks:

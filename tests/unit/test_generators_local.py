@@ -20,26 +20,37 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers with random weights and a byte-level tokenizer, saved as a user would have it."""
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+def tiny_llama(made: Path) -> Path:
+    """A Llama of two layers with random weights and a byte-level tokenizer, saved as a user would have it; the weights
+    are so large that every token matters to the ones after it."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    made = tmp_path_factory.mktemp("tiny")
     vocabulary = {letter: at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary | {"<end>": 256}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")  # noqa: S106
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")  # type: ignore[no-untyped-call]  # noqa: S106
     fast.chat_template = TEMPLATE
     fast.save_pretrained(str(made))
     torch.manual_seed(3)
     shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=257, max_position_embeddings=4096, eos_token_id=256, **shape, **heads)
+    sizes: dict[str, Any] = {"vocab_size": 257, "max_position_embeddings": 4096, "initializer_range": 0.2}
+    config = LlamaConfig(eos_token_id=256, **sizes, **shape, **heads)
     LlamaForCausalLM(config).save_pretrained(str(made))
     return made
+
+
+def tokens_of(generator: LocalGenerator, ids: list[int]) -> list[int]:
+    decoder, most = generator._decoder, generator.max_new_tokens
+    reading = decoder.read(ids, most)
+    return list(decoder.tokens(reading, most, temperature=generator.temperature, seed=generator.seed))
 
 
 @pytest.mark.slow
@@ -64,16 +75,16 @@ def test_the_cache_changes_nothing_and_sampling_follows_its_seed(folder: Path) -
     greedy = LocalGenerator(model=str(folder), max_new_tokens=6, dtype="float32")
     ids = list(b"The quick brown fox")
     model, _ = greedy._loaded
-    told, whole = list(greedy._tokens(ids)), list(ids)
+    told, whole = tokens_of(greedy, ids), list(ids)
     for token in told:
         with torch.inference_mode():
             assert int(model(input_ids=torch.tensor([whole])).logits[0, -1].argmax()) == token
         whole.append(token)
     warm = {
-        seed: list(LocalGenerator(model=str(folder), temperature=2.0, seed=seed, max_new_tokens=8)._tokens(ids))
+        seed: tokens_of(LocalGenerator(model=str(folder), temperature=2.0, seed=seed, max_new_tokens=8), ids)
         for seed in (1, 2)
     }
-    assert warm[1] == list(LocalGenerator(model=str(folder), temperature=2.0, seed=1, max_new_tokens=8)._tokens(ids))
+    assert warm[1] == tokens_of(LocalGenerator(model=str(folder), temperature=2.0, seed=1, max_new_tokens=8), ids)
     assert warm[1] != warm[2]
 
 

@@ -1,0 +1,192 @@
+"""Chunk reuse behind a prompt: the keys and values of whole chunks come from a store, or are made and kept there.
+
+What a block holds depends on the chunk alone, and on where it stands only if it is first: the answer is the same
+whether the blocks were loaded, made now or could not be kept. (`cache-craft` is the exception: by its method a block
+remembers the chunks that stood before it when it was made.)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rag.engine.blobs import KvType
+from rag.engine.blocks import KvBlock, make_block
+from rag.engine.chunks import prefill_chunks
+from rag.engine.donor import DonorMean
+from rag.engine.errors import EngineError
+from rag.engine.model import EngineModel
+from rag.engine.observed import chunk_name, make_observed_block
+from rag.engine.repair import RepairPolicy
+from rag.engine.store import KvStore
+from rag.generators._decode import Reading, read_on
+from rag.store.kv import KV_NAME, SHARED_OWNER
+
+__all__ = ["ChunkKv", "Part"]
+
+BlockKind = Literal["solo", "donor-mean", "observed"]
+_TYPES: dict[str, KvType] = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens of a prompt; those of a whole chunk, which can be reused, have the document that it is from as `owner`."""
+
+    ids: tuple[int, ...]
+    owner: str = ""
+
+
+class KvShelf:
+    """The store of one index for one prompt, and what was taken from it and put there. Without a folder that can be
+    written nothing is kept, and everything works."""
+
+    def __init__(self, directory: Path | None, *, max_bytes: int, dtype: KvType) -> None:
+        self.dtype = dtype
+        self.loaded, self.made, self.made_tokens = 0, 0, 0
+        self._store: KvStore | None = None
+        if directory is not None:
+            try:
+                self._store = KvStore(directory / KV_NAME, max_bytes=max_bytes)
+            except (OSError, sqlite3.Error, EngineError):
+                self._store = None
+
+    def block(
+        self, ids: Sequence[int], fingerprint: str, policy: str, owner: str, make: Callable[[], KvBlock], cost: float
+    ) -> KvBlock:
+        held = self._get(ids, fingerprint, policy)
+        if held is not None:
+            self.loaded += held.size_bytes
+            self._put(held, policy, owner, cost)  # another document may have the same chunk
+            return held
+        made = make()
+        self.made, self.made_tokens = self.made + 1, self.made_tokens + len(made)
+        self._put(made, policy, owner, cost)
+        if self.dtype == "int8":  # so that the first use reads what the second one will
+            return self._get(ids, fingerprint, policy) or made
+        return made
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` bytes more push nothing out."""
+        return self._store is not None and self._store.size_bytes + size <= self._store.max_bytes
+
+    def _get(self, ids: Sequence[int], fingerprint: str, policy: str) -> KvBlock | None:
+        try:
+            return self._store.get(ids, fingerprint, policy, dtype=self.dtype) if self._store is not None else None
+        except (OSError, sqlite3.Error):
+            return None
+
+    def _put(self, block: KvBlock, policy: str, owner: str, cost: float) -> None:
+        try:
+            if self._store is not None:
+                self._store.put(block, policy, [owner], dtype=self.dtype, cost=cost)
+        except (OSError, sqlite3.Error):
+            pass  # busy, full or read-only: it is made again
+
+    def close(self) -> None:
+        if self._store is not None:  # an empty store is false
+            self._store.close()
+
+
+@dataclass(eq=False, kw_only=True)
+class ChunkKv:
+    """Reads prompts with `policy` over blocks of `kind`. `donors` are passages as ids. Not for several threads."""
+
+    engine: EngineModel
+    policy: RepairPolicy
+    label: str
+    kind: BlockKind
+    donors: Sequence[Sequence[int]]
+    max_bytes: int
+    int8: bool = False
+    _donor_mean: dict[tuple[int, ...], DonorMean] = field(default_factory=dict, init=False)
+
+    def read(self, parts: Sequence[Part], directory: Path | None, room: int) -> Reading:
+        """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below `directory`."""
+        shelf = self._shelf(directory)
+        try:
+            prefix = parts[0].ids
+            start = self._start(prefix, shelf)
+            blocks = self._blocks(parts, shelf)
+        finally:
+            shelf.close()
+        total = sum(len(part.ids) for part in parts)
+        cache = self.engine.new_cache(total + room)
+        cache.write(0, start.k.to(self.engine.device), start.v.to(self.engine.device))
+        done = prefill_chunks(self.engine, cache, prefix, blocks, self.policy)
+        # what was made for this prompt was not there before, and counts as computed
+        reused = max(0, done.reused - shelf.made_tokens)
+        return read_on(
+            self.engine, done, reused=reused, computed=total - reused, loaded=shelf.loaded, made=shelf.made,
+            policy=f"chunk: {self.kind}, {self.label}",
+        )  # fmt: skip
+
+    def prepare(self, prefix: Sequence[int], chunks: Sequence[Part], directory: Path) -> int:
+        """Makes the blocks of `chunks` that are not kept yet; how many were made. Stops where they would push others
+        out, or cannot be kept."""
+        shelf = self._shelf(directory)
+        try:
+            self._start(tuple(prefix), shelf)
+            for part in chunks:
+                if not shelf.has_room(len(part.ids) * self.engine.token_bytes):
+                    break
+                self._block(part, tuple(prefix), [], shelf)
+        finally:
+            shelf.close()
+        return shelf.made
+
+    def _shelf(self, directory: Path | None) -> KvShelf:
+        dtype: KvType = "int8" if self.int8 else _TYPES[str(self.engine.dtype)]
+        return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype)
+
+    def _start(self, prefix: tuple[int, ...], shelf: KvShelf) -> KvBlock:
+        cost = self.engine.cost(0, len(prefix))
+        fingerprint = self.engine.fingerprint
+        return shelf.block(prefix, fingerprint, "start", SHARED_OWNER, lambda: make_block(self.engine, prefix), cost)
+
+    def _blocks(self, parts: Sequence[Part], shelf: KvShelf) -> list[KvBlock | Sequence[int]]:
+        """The parts after the first. A chunk that stands first of all is made behind what truly stands before it."""
+        out: list[KvBlock | Sequence[int]] = []
+        chunks: list[tuple[int, ...]] = []
+        before = list(parts[0].ids)
+        for place, part in enumerate(parts[1:], start=1):
+            if not part.owner:
+                out.append(part.ids)
+            elif place <= 2:
+                out.append(self._first(part, tuple(before), shelf))
+            else:
+                out.append(self._block(part, parts[0].ids, chunks, shelf))
+            if part.owner:
+                chunks.append(part.ids)
+            before += part.ids
+        return out
+
+    def _first(self, part: Part, before: tuple[int, ...], shelf: KvShelf) -> KvBlock:
+        name, cost = f"behind {chunk_name(before)}", self.engine.cost(0, len(before) + len(part.ids))
+        return shelf.block(
+            part.ids, self.engine.fingerprint, name, part.owner, lambda: make_block(self.engine, part.ids, before), cost
+        )
+
+    def _block(self, part: Part, prefix: tuple[int, ...], chunks: Sequence[tuple[int, ...]], shelf: KvShelf) -> KvBlock:
+        engine, ids = self.engine, part.ids
+        cost = engine.cost(0, len(ids))
+        if self.kind == "solo":
+            return shelf.block(ids, engine.fingerprint, "solo", part.owner, lambda: make_block(engine, ids), cost)
+        if self.kind == "observed":
+            name, behind = f"observed {chunk_name(prefix)}", list(chunks)
+            return shelf.block(
+                ids, engine.fingerprint, name, part.owner,
+                lambda: make_observed_block(engine, ids, prefix, behind), cost,
+            )  # fmt: skip
+        before = [*prefix, *(token for donor in self.donors for token in donor)]
+        name, cost = f"donor-mean {len(self.donors)} {chunk_name(before)}", cost * len(self.donors)
+        return shelf.block(
+            ids, engine.fingerprint, name, part.owner, lambda: self._donors_before(prefix).block(ids), cost
+        )
+
+    def _donors_before(self, prefix: tuple[int, ...]) -> DonorMean:
+        if prefix not in self._donor_mean:
+            self._donor_mean[prefix] = DonorMean(self.engine, prefix, self.donors)
+        return self._donor_mean[prefix]
