@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compressors._protected import Protector, openers
 from compressors._words import Part
 from rag.protocols import Corpus
+from rag.spans.protected import Protector, openers
 from rag.text import lexical_words
 from rag.types import Bubble
 

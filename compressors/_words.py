@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from compressors._protected import Protector, forced
 from rag.protocols import Corpus, TokenCounter, TokenLoss
 from rag.spans.pieces import joined, text_of
+from rag.spans.protected import Protector, forced
 from rag.text import assemble, may_cut
 from rag.types import Bubble, Decision, Span
 

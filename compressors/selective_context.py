@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compressors._asking import Reader
-from compressors._protected import openers
 from compressors._words import Part, by_place, by_unit, fitted, kept_spans, ledger, parts_of, whole_sentences
 from rag.errors import ConfigError
 from rag.protocols import Compressor, Corpus, Generator, TokenCounter, service
 from rag.spans.pieces import aim, check_size, context_of, unchanged
+from rag.spans.protected import openers
 from rag.text import assemble
 from rag.types import Bubble, CompressedContext
 

@@ -6,13 +6,17 @@ A benchmark is a file of this folder with `run(settings) -> report`; its file na
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rag.cli._common import ConfigOption, JsonOption, QuietOption, VerboseOption, print_json, set_verbosity
 from rag.errors import UsageError
+
+if TYPE_CHECKING:
+    from eval.bench._report import Settings
 
 __all__ = ["bench", "benchmarks"]
 
@@ -40,6 +44,9 @@ def bench(
         typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
     ] = None,
     quality: Annotated[bool, typer.Option(help="Measure retrieval quality too.")] = True,
+    part: Annotated[list[str] | None, typer.Option(help="Section of kv or compress; repeatable.")] = None,
+    length: Annotated[list[int] | None, typer.Option(min=1, help="Tokens of context, kv and compress.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="Prompts or contexts, kv and compress.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -52,8 +59,6 @@ def bench(
     set_verbosity(verbose)
     if name not in benchmarks():
         raise UsageError(f"no benchmark {name!r}; there are: {', '.join(benchmarks())}")
-    from importlib import import_module
-
     from eval.bench._report import Settings
 
     settings = Settings(
@@ -70,7 +75,20 @@ def bench(
     )
     if not out.resolve().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-    report = import_module(f"eval.bench.{name.replace('-', '_')}").run(settings)
+    report = _run(name, settings, {"parts": part, "lengths": length, "questions": questions})
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)
+
+
+def _run(name: str, settings: Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The report; UsageError for an option that this benchmark does not have."""
+    from importlib import import_module
+    from inspect import signature
+
+    run = import_module(f"eval.bench.{name.replace('-', '_')}").run
+    given = {option: value for option, value in options.items() if value is not None}
+    if unknown := sorted(given.keys() - signature(run).parameters.keys()):
+        raise UsageError(f"rag bench {name} has no option for {', '.join(unknown)}")
+    report: dict[str, Any] = run(settings, **given)
+    return report

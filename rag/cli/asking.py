@@ -23,6 +23,7 @@ from rag.cli._common import (
     read_queries,
     set_verbosity,
 )
+from rag.cli._compression import compressed, draw_compression
 from rag.cli._ledger import draw_citations, draw_replay, draw_trace
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.errors import UsageError
@@ -97,7 +98,8 @@ def ask(
     one = _one_or_many(question, queries)
     filters = _filter(where)
     with open_index(index) as opened:
-        asked = _asker(pipeline_for(config, index=opened), opened, filters, flow)
+        pipeline = pipeline_for(config, index=opened)
+        asked = _asker(pipeline, opened, filters, flow)
         if one is None:
             for query_id, text in read_queries(queries or Path()):
                 print_json({"query_id": query_id, **asked(text, None).to_dict()})
@@ -107,10 +109,12 @@ def ask(
             return
         answer = asked(one, lambda text: typer.echo(text, nl=False))
         typer.echo()
-        run = {**answer.to_dict(), **about(answer, opened.corpus)}
+        run = {**answer.to_dict(), **about(answer, opened.corpus), "config": pipeline.config.to_dict()}
+        shortened = compressed(run, opened.corpus) if trace else {}
     draw_citations(run, index)
     if trace:
         draw_trace(run, every=every)
+        draw_compression(shortened, every=every)
     elif not quiet and answer.run_id:
         console().print(f"why this answer: rag explain {answer.run_id} --index {index}", style="dim", markup=False)
 
@@ -132,7 +136,8 @@ def explain(
     quiet: QuietOption = False,
     verbose: VerboseOption = 0,
 ) -> None:
-    """Show how an answer came about: stages, every kept and dropped part with its scores and reason, the prompt.
+    """Show how an answer came about: stages, every kept and dropped part with its scores and reason, what the
+    compressor struck out, the prompt.
 
     Example: rag explain last --all
     """
@@ -145,9 +150,10 @@ def explain(
     with open_index(index) as opened:
         found = _run(run, opened)
         checked = _replayed(found, opened, config) if replay else None
+        shortened = compressed(found, opened.corpus)
     if as_json:
         more: dict[str, Any] = {"replay": checked.to_dict()} if checked else {}
-        more["compression"] = ledger(found, "context")
+        more |= {"compression": ledger(found, "context"), "compressed": shortened}
         print_json({**found, "ledger": ledger(found), "totals": totals(found), **more})
     elif checked:
         draw_replay(checked)
@@ -155,6 +161,7 @@ def explain(
         typer.echo(f"{found['question']}\n{found['answer']}")
         draw_citations(found, index)
         draw_trace(found, every=every)
+        draw_compression(shortened, every=every)
         if prompt:
             typer.echo(found["prompt"])
     if checked and not checked.ok:

@@ -1,4 +1,5 @@
-"""Attention that a cache can ask for: some of its slots read with a temperature and a scale, or its weights summed.
+"""Attention that a cache can ask for: some of its slots read with a temperature and a scale, its weights summed, or a
+context that a whole batch shares read before its own slots.
 
 The function is registered with transformers once, under a name of its own, and used only while such a cache is read.
 """
@@ -16,9 +17,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-__all__ = ["AttentionMass", "ScaledContext", "read_as_asked"]
+__all__ = ["AttentionMass", "ScaledContext", "SharedContext", "WindowVotes", "read_as_asked"]
 
 NAME = "chunkwise-asked"
+_SCORES = 1 << 24
+"""Attention scores against a shared context that are in memory at a time, for each layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,26 @@ class AttentionMass:
             self.total[row : row + queries, column] += given.cpu()
 
 
+@dataclass(frozen=True, slots=True)
+class SharedContext:
+    """Keys and values (1, kv heads, tokens, d) of every layer: all tokens of all sequences of a batch read all of them,
+    before the slots of their own sequence. Hydragen, arXiv 2402.05099."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(eq=False, slots=True)
+class WindowVotes:
+    """Of every layer, by its number, the attention (kv heads, slots) that the tokens of one pass gave to all slots,
+    summed over the tokens and over the query heads of a kv head; float32."""
+
+    of_layer: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, layer: int, weights: Tensor, kv_heads: int) -> None:
+        """`weights` (1, heads, queries, slots)."""
+        self.of_layer[layer] = weights[0].reshape(kv_heads, -1, weights.shape[-1]).sum(1)
+
+
 @contextmanager
 def read_as_asked(model: Any) -> Iterator[None]:
     """Inside, the layers of `model` attend as the cache's `attention` says. Not for several threads of one model."""
@@ -74,15 +97,23 @@ def _attend(
     scaling: float | None = None,
     scaled_context: ScaledContext | None = None,
     mass: AttentionMass | None = None,
+    shared: SharedContext | None = None,
+    votes: WindowVotes | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d)."""
-    if scaled_context is None and mass is None:
+    """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d). With a shared
+    context the batch may be larger, and a mask (batch, 1, queries, slots) is needed."""
+    if shared is not None and attention_mask is not None:
+        own, context = (key, value), shared.layers[module.layer_idx]
+        merged = _attend_shared(query, own, attention_mask, context, scaling or query.shape[-1] ** -0.5)
+        return merged.transpose(1, 2).contiguous(), None
+    if scaled_context is None and mass is None and votes is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **given
         )
         return plain
-    group = query.shape[1] // key.shape[1]
+    kv_heads = key.shape[1]
+    group = query.shape[1] // kv_heads
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scores = (query @ key.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
     scores = scores.masked_fill(~_seen(scores, attention_mask), -torch.inf)
@@ -91,7 +122,40 @@ def _attend(
     weights = scores.softmax(-1)
     if mass is not None:
         mass.add(weights)
+    if votes is not None:
+        votes.add(module.layer_idx, weights, kv_heads)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+
+
+def _attend_shared(
+    query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor, context: tuple[Tensor, Tensor], scaling: float
+) -> Tensor:
+    """(batch, heads, queries, d): attention to the context with all queries of the batch in one matrix product, and to
+    the own slots, each with its log-sum-exp, by which the two are weighed."""
+    batch, heads, queries, width = query.shape
+    kv_heads = own[0].shape[1]
+    split = query.reshape(batch, kv_heads, -1, queries, width)
+    stacked = split.transpose(0, 1).reshape(kv_heads, -1, width)
+    rows = max(1, _SCORES // (kv_heads * context[0].shape[2]))
+    parts = [_weigh(part, context[0][0], context[1][0], None, scaling) for part in torch.split(stacked, rows, dim=1)]
+    far, far_sum = (
+        torch.cat(one, dim=1).reshape(kv_heads, batch, -1, queries, one[0].shape[-1]).transpose(0, 1)
+        for one in zip(*parts, strict=True)
+    )
+    near, near_sum = _weigh(split, own[0][:, :, None], own[1][:, :, None], mask[:, :, None], scaling)
+    share = torch.sigmoid(far_sum - near_sum)
+    return (share * far + (1 - share) * near).to(query.dtype).reshape(batch, heads, queries, width)
+
+
+def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """(softmax attention in float32, its log-sum-exp with a last dimension of 1); every query must see something."""
+    scores = (query @ key.transpose(-1, -2)).float().mul_(scaling)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    scores.sub_(top).exp_()
+    total = scores.sum(-1, keepdim=True)
+    return (scores.to(value.dtype) @ value).float() / total, top + total.log()
 
 
 def _seen(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ transformers takes `past_key_values`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,7 +117,8 @@ class KvCache(Cache):
 
     Ranges are read and written as (layers, kv heads, tokens, d) for the one sequence of batch size 1. `attention` says
     how this cache wants to be read, by the names that `rag.engine.attend` knows; empty is the model's own way. `moved`
-    says that the keys of its prefix were turned to other positions: no other prompt can start with them.
+    says that the keys of its prefix were turned to other positions, or that some are gone: no other prompt can start
+    with them. `dropped` tokens are gone from every layer, so the next one's position is `length` + `dropped`.
     """
 
     def __init__(self, layers: int, capacity: int = 256) -> None:
@@ -127,6 +128,7 @@ class KvCache(Cache):
         super().__init__(layers=list(self.kv_layers))
         self.attention: dict[str, Any] = {}
         self.moved = False
+        self.dropped = 0
 
     @property
     def length(self) -> int:
@@ -134,7 +136,7 @@ class KvCache(Cache):
 
     def reset(self) -> None:
         super().reset()  # type: ignore[no-untyped-call]
-        self.attention, self.moved = {}, False
+        self.attention, self.moved, self.dropped = {}, False, 0
 
     def reserve(self, tokens: int) -> None:
         for layer in self.kv_layers:
@@ -176,6 +178,25 @@ class KvCache(Cache):
                 held[0][:, :, start:stop] = k
                 held[1][:, :, start:stop] = v
             layer.length = max(layer.length, stop)
+
+    def keep(self, slots: Sequence[Tensor]) -> None:
+        """Of every layer and kv head only these slots, ascending: for every layer (kv heads, kept), or (1, kept) for
+        all heads alike. Keys stay as they are rotated, so that the tokens keep their positions."""
+        counts = {one.shape[-1] for one in slots}
+        if len(slots) != len(self.kv_layers) or len(counts) != 1:
+            raise EngineError(f"every one of {len(self.kv_layers)} layers keeps as many slots as the others")
+        (count,) = counts
+        for layer, chosen in zip(self.kv_layers, slots, strict=True):
+            held = layer.buffers()
+            layer.capacity = count  # the room of what is gone is given back
+            layer.keys, layer.values = (layer._room(one) for one in held)
+            with torch.no_grad():
+                for one, kept in zip(held, layer.buffers(), strict=True):
+                    places = chosen.to(one.device)[None, :, :, None].expand(1, one.shape[1], count, one.shape[3])
+                    kept.copy_(one.gather(2, places))
+        self.dropped += self.length - count
+        self.moved = self.moved or self.dropped > 0
+        self.truncate(count)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.write(self.length, keys, values)

@@ -102,6 +102,9 @@ class EngineModel:
         own_way = read_as_asked(self.model) if cache.attention else nullcontext()
         with torch.no_grad(), own_way:
             if slots is None:
+                if cache.dropped:
+                    first = cache.length + cache.dropped
+                    extra["position_ids"] = torch.arange(first, first + len(ids), device=self.device)[None]
                 mask = self._decode_mask(cache.length) if len(ids) == 1 else None
                 out = self.model(
                     input_ids=step,
@@ -112,6 +115,8 @@ class EngineModel:
                     **extra,
                 )
                 return _logits(out)
+            if cache.dropped:
+                raise EngineError(f"{cache.dropped} tokens of this cache are gone: slots are no positions any more")
             places = self._places(slots, len(ids))
             with cache.writing_at(places):
                 out = self.model(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rag.engine.cache import KvCache
+from rag.engine.decode import generate
 from rag.engine.errors import EngineError, InterruptedPrefillError
 from rag.engine.model import EngineModel
 
@@ -51,6 +52,8 @@ def prefill(
     start, total = cache.length, len(ids)
     if start >= total:
         raise EngineError(f"nothing to compute: the cache holds {start} tokens, the prompt has {total}")
+    if cache.dropped:
+        raise EngineError(f"{cache.dropped} tokens of this cache are gone: it is the start of no prompt")
     cache.reserve(total)
     while True:
         stop = min(cache.length + chunk_tokens, total)
@@ -68,10 +71,4 @@ def greedy(
 
     The cache grows by every token but the last one given.
     """
-    for count in range(max_new_tokens):
-        token = int(logits.argmax())
-        if token in stops:
-            return
-        yield token
-        if count + 1 < max_new_tokens:
-            logits = model.run([token], cache)[-1]
+    return generate(model, cache, logits, max_new_tokens=max_new_tokens, stops=stops)

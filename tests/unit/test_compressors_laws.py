@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from compressors._protected import survival
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
+from rag.spans.protected import survival
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Bubble, Chunk, Document, Hit

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from compressors._merging import merged_tokens, token_states
-from compressors._protected import survival
 from compressors._recovery import by_rank, recovered
 from compressors._scope import Group, ratios, sizes_left
 from compressors.classifier_prune import ClassifierPruneCompressor
@@ -23,6 +22,7 @@ from compressors.token_prune import TokenPruneCompressor
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError, MissingError
 from rag.spans.pieces import context_of
+from rag.spans.protected import survival
 from rag.text import assemble
 from rag.tokens import WordCounter
 from rag.types import Bubble, Span

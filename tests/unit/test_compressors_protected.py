@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors._protected import KINDS, Protector, forced, survival
 from compressors._words import parts_of
 from rag.spans.pieces import context_of
+from rag.spans.protected import KINDS, Protector, forced, survival
 from rag.text import sentence_spans
 from rag.tokens import WordCounter
 from rag.types import Block, Bubble, Chunk, Document, Hit, Span

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from compressors._protected import survival
 from compressors._prune import header_rows, openers_lean
 from compressors.sentence_prune import SentencePruneCompressor
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
+from rag.spans.protected import survival
 from rag.spans.units import units_of_bubble
 from rag.text import assemble
 from rag.tokens import WordCounter

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from compressors._protected import survival
 from compressors.stable_prune import StablePruneCompressor
 from rag.errors import ConfigError
+from rag.spans.protected import survival
 from rag.types import Bubble
 from tests.corpora import MemoryCorpus
 from tests.unit.test_compressors_sentence_prune import BRIDGE, COUNTER, EMBEDDER, OVENS, bubble_of

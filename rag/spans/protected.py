@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
 from rag.protocols import Corpus
 from rag.spans.pieces import joined
 from rag.text import SentenceStarts
-from rag.types import Bubble, CompressedContext, Document, Span
+from rag.types import Bubble, CompressedContext, Document, Piece, Span, parse_chunk_id
 
-__all__ = ["KINDS", "Protector", "forced", "openers", "survival"]
+__all__ = ["KINDS", "Protector", "forced", "openers", "survival", "survivors"]
 
 KINDS = ("number", "date", "unit", "negation", "entity", "code", "quote", "address")
 
@@ -186,18 +186,26 @@ def _placed(found: Iterable[tuple[int, int]], text: str, shift: int) -> list[Spa
 
 
 def survival(bubble: Bubble, context: CompressedContext, corpus: Corpus) -> dict[str, tuple[int, int, int]]:
-    """Kind -> (protected spans in sentences of which anything is kept, those kept whole, those in the bubble).
+    """As `survivors`, of a bubble and what was made of it."""
+    chosen = {hit.chunk.id: spans for hit, spans in zip(bubble.hits, bubble.spans, strict=True)}
+    return survivors(chosen, context.pieces, corpus)
 
-    The first two are equal for every verbatim compressor of this room. A rewritten piece keeps a span when its words
-    stand in the new text.
+
+def survivors(
+    chosen: Mapping[str, Sequence[Span]], pieces: Iterable[Piece], corpus: Corpus
+) -> dict[str, tuple[int, int, int]]:
+    """Kind -> (protected spans in sentences of which anything is kept, those kept whole, all).
+
+    `chosen`: chunk id -> what there was of it before `pieces` were made. The first two are equal for every verbatim
+    compressor of Chunkwise. A rewritten piece keeps a span when its words stand in the new text.
     """
     counts = {kind: [0, 0, 0] for kind in KINDS}
-    pieces = {piece.chunk_id: piece for piece in context.pieces}
+    left = {piece.chunk_id: piece for piece in pieces}
     protectors: dict[str, Protector] = {}
-    for hit, spans in zip(bubble.hits, bubble.spans, strict=True):
-        chunk, piece = hit.chunk, pieces.get(hit.chunk.id)
-        document = corpus.document(chunk.doc_id)
-        protector = protectors.setdefault(chunk.doc_id, Protector(document))
+    for chunk_id, spans in chosen.items():
+        doc_id, piece = parse_chunk_id(chunk_id)[0], left.get(chunk_id)
+        document = corpus.document(doc_id)
+        protector = protectors.setdefault(doc_id, Protector(document))
         kept = piece.kept if piece else ()
         for sentence in (one for span in spans for one in protector.sentences(span)):
             alive = any(_says(document.text, one, sentence) for one in kept)

@@ -1,0 +1,150 @@
+"""Prompts for `rag bench kv`: passages around a question, and donors from documents that no prompt has.
+
+A prompt is the system text, passages of about so many tokens in all, and the question, each tokenised alone. A passage
+is a block of the prompt: its delimiters and title are in it, its number is not, so that it is the same wherever it
+stands. Questions are those of the development half.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rag.prompt import SYSTEM
+
+__all__ = ["SETS", "Corpus", "KvCase", "Loaded", "corpora", "donors_of", "kv_cases", "load"]
+
+SETS = ("hotpotqa_200", "2wiki_164")
+PASSAGE = 220
+"""Tokens of a passage, at most."""
+_BODY = "<<body>>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model and its tokenizer: `before` and `after` are the two ends of its chat template, `stops` ends an answer."""
+
+    model: Any
+    encode: Callable[[str], list[int]]
+    before: str
+    after: str
+    stops: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvCase:
+    """Token ids of one prompt."""
+
+    prefix: list[int]
+    chunks: list[list[int]]
+    tail: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prefix, *(token for chunk in self.chunks for token in chunk), *self.tail]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """(title, text) of documents by their id; (question, ids of the documents it came with) of the questions; ids that
+    are only for donors."""
+
+    name: str
+    texts: Mapping[str, tuple[str, str]]
+    questions: Sequence[tuple[str, Sequence[str]]]
+    outside: Mapping[str, tuple[str, str]]
+
+
+def load(dtype: str = "") -> Loaded:
+    """The bundled model. `dtype` "" is bfloat16 where the processor multiplies it in hardware."""
+    from rag.embedders._cpu import cpu_has_bf16
+    from rag.engine.model import EngineModel
+    from rag.generators._models import load_model, model_folder
+
+    model, tokenizer = load_model(model_folder(""), dtype=dtype or ("bfloat16" if cpu_has_bf16() else "float32"))
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": _BODY}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    before, _, after = text.partition(_BODY)
+
+    def encode(part: str) -> list[int]:
+        return list(tokenizer.encode(part, add_special_tokens=False))
+
+    return Loaded(
+        model=EngineModel(model), encode=encode, before=before, after=after, stops=frozenset({tokenizer.eos_token_id})
+    )
+
+
+def corpora(data: Path | None) -> list[Corpus]:
+    """The public sets, each with the other's documents as donors; the sample corpus where they are absent."""
+    folders = [data / name for name in SETS] if data is not None else []
+    if not folders or not all(folder.is_dir() for folder in folders):
+        return [_sample()]
+    from eval.chunks.data import half_of
+    from eval.sets import read_rows
+
+    rows = {
+        folder.name: {kind: read_rows(folder / f"{kind}.jsonl") for kind in ("corpus", "queries")} for folder in folders
+    }
+    texts = {name: {row["doc_id"]: (row["title"], row["text"]) for row in one["corpus"]} for name, one in rows.items()}
+    found = []
+    for name, other in zip(SETS, reversed(SETS), strict=True):
+        asked = [row for row in rows[name]["queries"] if half_of(row["query_id"]) == "dev"]
+        outside = {key: pair for key, pair in texts[other].items() if key not in texts[name]}
+        questions = [(row["text"], [key for key in row["candidates"] if key in texts[name]]) for row in asked]
+        found.append(Corpus(name=name, texts=texts[name], questions=questions, outside=outside))
+    return found
+
+
+def _sample() -> Corpus:
+    """Every third document is for donors; passages are paragraphs."""
+    from rag.sample import documents_dir, questions
+
+    parts: dict[str, tuple[str, str]] = {}
+    outside: dict[str, tuple[str, str]] = {}
+    for number, file in enumerate(sorted(documents_dir().glob("*.md"))):
+        for at, text in enumerate(file.read_text(encoding="utf-8").split("\n\n")):
+            (outside if number % 3 == 0 else parts)[f"{file.stem}-{at}"] = (file.stem, text)
+    return Corpus(name="sample", texts=parts, questions=[(one.text, ()) for one in questions()], outside=outside)
+
+
+def kv_cases(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int) -> list[KvCase]:
+    """`count` questions, drawn by `seed`, each with passages of at most `tokens` tokens in all: those it came with, in
+    an order of chance, then others of the corpus."""
+    draw = random.Random(seed)  # noqa: S311
+    keys = sorted(corpus.texts)
+    prefix = loaded.encode(loaded.before)
+    cases = []
+    for question, own in draw.sample(list(corpus.questions), min(count, len(corpus.questions))):
+        order = draw.sample(list(own), len(own)) + draw.sample(keys, min(len(keys), tokens // 20))
+        chunks = passages(loaded, [corpus.texts[key] for key in dict.fromkeys(order)], tokens)
+        draw.shuffle(chunks)
+        tail = loaded.encode(f"\nQuestion: {question}\n") + loaded.encode(loaded.after)
+        cases.append(KvCase(prefix=prefix, chunks=chunks, tail=tail))
+    return cases
+
+
+def donors_of(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int) -> list[list[int]]:
+    """`count` donors of at most `tokens` tokens, in the format of the passages, with no document of the corpus."""
+    keys = sorted(corpus.outside)
+    draw = random.Random(seed)  # noqa: S311
+    order = draw.sample(keys, len(keys))
+    share = max(1, len(order) // count)
+    parts = [order[at * share : (at + 1) * share] for at in range(count)]
+    drawn = [passages(loaded, [corpus.outside[key] for key in part[: tokens // 10]], tokens) for part in parts]
+    return [[token for chunk in chunks for token in chunk] for chunks in drawn]
+
+
+def passages(loaded: Loaded, texts: Sequence[tuple[str, str]], tokens: int) -> list[list[int]]:
+    """Of the texts those that fit into `tokens`, cut to PASSAGE tokens each."""
+    chunks: list[list[int]] = []
+    left = tokens
+    for title, text in texts:
+        close = loaded.encode("\n</document>\n")
+        body = loaded.encode(f"\n<document>\nSource: {title}\n{text.strip()}")[: PASSAGE - len(close)] + close
+        if len(body) <= left:
+            chunks.append(body)
+            left -= len(body)
+    return chunks

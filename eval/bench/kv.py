@@ -1,0 +1,230 @@
+"""`rag bench kv`: what reuse of keys and values saves and how far it strays from computing everything.
+
+Parts, each of which can run alone:
+
+    exact        in float32, the tokens of every exact mode against full prefill and plain greedy decoding
+    reuse        repair policies and exact prefix hits: cost and divergence, over questions of the public sets
+    load         a block from disk against computing it
+    batch        16 questions over one context, together and each alone
+    speculation  tokens a second with drafts, where the answer copies the prompt and where it does not
+
+`python -m eval.bench.kv` has options for parts, lengths and the number of questions. `auto` takes the cheapest policy
+under the bound as measured on one half of the prompts; its figures are those of the other half.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eval.bench._kv_prompts import SETS, Corpus, KvCase, Loaded, corpora, donors_of, kv_cases, load, passages
+from eval.bench._kv_report import BOUND, exact_claims, reuse_claims, speculation_claims, tables
+from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
+from eval.bench._kv_speed import batch, exact, load_costs, speculation
+from eval.bench._report import Settings, claim, load_average, machine
+from rag.errors import UsageError
+
+__all__ = ["PARTS", "run"]
+
+PARTS = ("exact", "reuse", "load", "batch", "speculation")
+LENGTHS = (1000, 2000)
+QUESTIONS = 8
+DONORS = 4
+BATCH = 16
+
+
+def run(
+    settings: Settings,
+    *,
+    parts: Sequence[str] = PARTS,
+    lengths: Sequence[int] = LENGTHS,
+    questions: int = QUESTIONS,
+    policies: Sequence[str] | None = None,
+    loaded: Loaded | None = None,
+) -> dict[str, Any]:
+    """The report. `questions` is the number of prompts of every length, half of them from each set."""
+    import torch
+
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise UsageError(f"kv: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(settings.threads)
+    found = corpora(settings.data or _beside())
+    started = load_average()
+    model = load() if loaded is None else loaded
+    report: dict[str, Any] = {"bench": "kv", "model": _model(model), "sets": [one.name for one in found]}
+    report["donor_sets"] = "the other set, without documents of this one" if len(found) > 1 else "other documents"
+    claims: list[dict[str, Any]] = []
+    if "exact" in parts:
+        wide = load("float32") if loaded is None else model
+        cases = _cases(wide, found, min(lengths), min(questions, 4), settings.seed)
+        report["exact"] = exact(wide, [case for _, case in cases])
+        claims += exact_claims(report["exact"])
+    if "reuse" in parts:
+        report["reuse"] = [_reuse(model, found, length, questions, policies, settings) for length in lengths]
+        claims += [one for part in report["reuse"] for one in reuse_claims(part)]
+    if "load" in parts:
+        ids = _cases(model, found, 2000, 1, settings.seed)[0][1].ids
+        report["load"] = load_costs(model, ids, lengths=(256, 512, 1024), rounds=settings.rounds)
+        claims += [
+            claim(f"load {one['dtype']}, {one['tokens']} tokens: share of computing", one["ratio"], 0.1, "lower")
+            for one in report["load"]
+        ]
+    if "batch" in parts:
+        _tell(settings, f"{BATCH} questions over one context of {max(lengths)} tokens")
+        case, tails = _batch_of(model, found[0], max(lengths), settings.seed)
+        report["batch"] = batch(model, case, tails, rounds=settings.rounds)
+        text = f"{BATCH} questions over {report['batch']['context_tokens']} tokens: times faster than alone"
+        claims.append(claim(text, report["batch"]["speedup"], 5.0, "higher"))
+    if "speculation" in parts:
+        _tell(settings, "speculation")
+        prompts = _written(model, found, questions, settings.seed)
+        report["speculation"] = speculation(model, prompts, rounds=settings.rounds)
+        claims += speculation_claims(report["speculation"])
+    report["machine"] = {
+        **machine(), "threads": settings.threads, "load_before": started, "load_after": load_average(),
+    }  # fmt: skip
+    report["claims"] = claims
+    _tell(settings, tables(report))
+    return report
+
+
+def _beside() -> Path | None:
+    beside = Path(__file__).parents[2].parent / "shared" / "data"
+    return beside if all((beside / name).is_dir() for name in SETS) else None
+
+
+def _model(loaded: Loaded) -> dict[str, Any]:
+    model = loaded.model
+    return {
+        "family": model.config.model_type,
+        "layers": model.layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": model.fingerprint,
+        "token_bytes": model.token_bytes,
+    }
+
+
+def _cases(loaded: Loaded, found: Sequence[Corpus], tokens: int, count: int, seed: int) -> list[tuple[Corpus, KvCase]]:
+    """Half of them of each set, the first set's first."""
+    cases: list[tuple[Corpus, KvCase]] = []
+    for number, corpus in enumerate(found):
+        wanted = count // len(found) + (number < count % len(found))
+        if wanted:
+            drawn = kv_cases(loaded, corpus, tokens=tokens, count=wanted, seed=seed)
+            cases += [(corpus, case) for case in drawn]
+    return cases
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _reuse(
+    loaded: Loaded,
+    found: Sequence[Corpus],
+    length: int,
+    questions: int,
+    policies: Sequence[str] | None,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Donors are about as long as what stands before a chunk on average: half of the context."""
+    rows: list[dict[str, Any]] = []
+    lengths: list[int] = []
+    cases = _cases(loaded, found, length, questions, settings.seed)
+    for corpus in found:
+        own = [case for one, case in cases if one is corpus]
+        if not own:
+            continue
+        _tell(settings, f"{corpus.name}: {len(own)} prompts of about {length} tokens")
+        donors = donors_of(loaded, corpus, tokens=length // 2, count=DONORS, seed=settings.seed)
+        lengths += [len(donor) for donor in donors]
+        told = measure(
+            loaded, own, donors, policies=policies, seed=settings.seed, tell=lambda text: _tell(settings, text)
+        )
+        offset = len({row["prompt"] for row in rows})
+        rows += [{**row, "prompt": row["prompt"] + offset, "set": corpus.name} for row in told]
+    return {
+        "length": length,
+        "donors": {"count": DONORS, "tokens": lengths},
+        "policies": summary(rows, seed=settings.seed),
+        "auto": auto(rows),
+        "rows": rows,
+    }
+
+
+def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND) -> dict[str, Any]:
+    """The cheapest policy under `bound` ("all" is full prefill, where there is none), chosen on the even prompts for
+    the odd ones and the other way round; `table` is the calibration from all prompts, for `rag.engine.repair.auto`."""
+    chosen: list[str] = []
+    judged: list[Mapping[str, Any]] = []
+    for half in (0, 1):
+        fits = [
+            one
+            for one in summary([row for row in rows if row["prompt"] % 2 == half])
+            if one["policy"] != PREFIX_HIT and one["kl"] <= bound
+        ]
+        chosen.append(min(fits, key=lambda one: float(one["cost"]))["policy"] if fits else "all")
+        others = [row for row in rows if row["prompt"] % 2 != half]
+        if chosen[-1] == "all":
+            full = {"cost": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
+            judged += [{**row, **full} for row in others if row["policy"] == PREFIX_HIT]
+        else:
+            judged += [row for row in others if row["policy"] == chosen[-1]]
+    figures = summary([{**row, "policy": "auto"} for row in judged])[0] if judged else None
+    columns = ("policy", "tokens", "cost", "kl")
+    calibration = [{key: one[key] for key in columns} for one in summary(rows) if one["policy"] != PREFIX_HIT]
+    return {"bound": bound, "chosen": chosen, "table": calibration, "figures": figures}
+
+
+def _batch_of(loaded: Loaded, corpus: Corpus, tokens: int, seed: int) -> tuple[KvCase, list[list[int]]]:
+    case = kv_cases(loaded, corpus, tokens=tokens, count=1, seed=seed)[0]
+    asked = [question for question, _ in corpus.questions]
+    drawn = [asked[number % len(asked)] for number in range(BATCH)]
+    return case, [loaded.encode(f"\nQuestion: {one}\n") + loaded.encode(loaded.after) for one in drawn]
+
+
+def _written(loaded: Loaded, found: Sequence[Corpus], count: int, seed: int) -> list[tuple[str, list[int]]]:
+    """Prompts whose answer copies a passage (its first words are put into the model's mouth), and questions."""
+    prompts: list[tuple[str, list[int]]] = []
+    draw = random.Random(seed)  # noqa: S311
+    for corpus, case in _cases(loaded, found, 500, count, seed):
+        prompts.append(("other", case.ids))
+        texts = [pair for pair in corpus.texts.values() if 300 < len(pair[1]) < 900] or [*corpus.texts.values()]
+        title, text = draw.choice(texts)
+        (passage,) = passages(loaded, [(title, text)], 500)
+        order = loaded.encode(f"\nRepeat the text of the document with the source {title}, word for word.\n")
+        start = loaded.encode(" ".join(text.split()[:8]))
+        chunks = [*case.chunks, passage]
+        tail = [*order, *loaded.encode(loaded.after), *start]
+        prompts.append(("copy", KvCase(prefix=case.prefix, chunks=chunks, tail=tail).ids))
+    return prompts
+
+
+def _tell(settings: Settings, text: str) -> None:
+    if not settings.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _main(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the JSON report goes.")],
+    data: Annotated[Path | None, typer.Option("--data", envvar="CHUNKWISE_DATA")] = None,
+    parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}, with commas between.")] = ",".join(PARTS),
+    lengths: Annotated[str, typer.Option(help="Tokens of context, with commas between.")] = "1000,2000",
+    questions: Annotated[int, typer.Option(min=1, help="Prompts of every length.")] = QUESTIONS,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    settings = Settings(data=data, rounds=rounds, seed=seed, threads=threads)
+    numbers = [int(one) for one in lengths.split(",")]
+    report = run(settings, parts=parts.split(","), lengths=numbers, questions=questions)
+    out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(_main)
