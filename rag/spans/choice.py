@@ -24,6 +24,7 @@ _REFERS = re.compile(
     r"\s*(?:he|she|it|they|this|these|those|that|such|his|her|its|their|however|therefore|thus|also|but|then|here)\b",
     re.IGNORECASE,
 )
+_PARTS = (*NAMES, "nearby")
 Greedy = Callable[[int, Gain, Take], int]
 
 
@@ -75,9 +76,11 @@ class SpanChoice:
         import numpy as np
 
         self.calls = 0
-        self._units, self._pool, self._values, self._filling = units, pool, values, filling
+        self._units, self._pool, self._filling = units, pool, filling
+        self._values: list[float] = values.tolist()
         self._lam, self._coverage, self._closure = lam, coverage, closure
         self._overlap, self._source_cap = overlap, source_cap
+        self._parts = np.column_stack((pool.parts, pool.nearby)).tolist()
         self._redundancy = np.zeros(len(values))
         self._open_words = pool.share.copy()
         self._spent: dict[str, int] = {}
@@ -87,7 +90,7 @@ class SpanChoice:
 
     def gain(self, at: int) -> float:
         """Of the unit at this place of the pool, rounded so that the last bits decide nothing."""
-        found = float(self._values[at] - self._lam * self._redundancy[at])
+        found: float = self._values[at] - self._lam * self._redundancy.item(at)
         if self._coverage:
             found += self._coverage * float(self._pool.said[at] @ self._open_words)
         return round(found, 6)
@@ -148,7 +151,8 @@ class SpanChoice:
         self._filling.take(number)
         self._spent[doc_id] = self._spent.get(doc_id, 0) + self._filling.tokens[number]
         self._redundancy = np.maximum(self._redundancy, self._pool.similarity[at])
-        self._open_words = np.where(self._pool.said[at], 0.0, self._open_words)
+        if self._coverage:
+            self._open_words = np.where(self._pool.said[at], 0.0, self._open_words)
         if self._gate is not None:
             self._gate.add(at)
 
@@ -162,13 +166,10 @@ class SpanChoice:
             self._pool.numbers[at],
             action,
             reason,
-            relevance=round(float(self._values[at]), 6),
+            relevance=round(self._values[at], 6),
             gain=gain,
-            redundancy=round(float(self._redundancy[at]), 6),
-            parts={
-                **dict(zip(NAMES, map(float, self._pool.parts[at]), strict=True)),
-                "nearby": float(self._pool.nearby[at]),
-            },
+            redundancy=round(self._redundancy.item(at), 6),
+            parts=dict(zip(_PARTS, self._parts[at], strict=True)),
         )
 
 
