@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from rag.protocols import Corpus, TokenCounter
 from rag.spans.filling import lazy_greedy, token_counts
-from rag.spans.pieces import context_of, joined, text_of
+from rag.spans.pieces import context_of, count_kept, joined
 from rag.spans.units import Units
-from rag.text import SEPARATOR, assemble
+from rag.text import SEPARATOR
 from rag.types import Bubble, CompressedContext, Decision, Span
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Pruning:
         budget, best, most = target, set[int](), -1
         for _ in range(_ROUNDS):
             chosen = self._filled(order, budget)
-            count = self._count(chosen)
+            count = count_kept(self._bubble, self._kept(chosen), self._counter)
             if count <= target and count > most:
                 best, most = chosen, count
             if _NEAR * target <= count <= target or count == 0 or len(chosen) == len(order):
@@ -176,12 +176,6 @@ class Pruning:
             unit = self._units.units[number]
             spans[unit.owner].append(unit.span)
         return [joined(one) for one in spans]
-
-    def _count(self, chosen: set[int]) -> int:
-        kept = self._kept(chosen)
-        return self._counter.count(
-            assemble(text_of(self._bubble, place, spans) for place, spans in enumerate(kept) if spans)
-        )
 
     def _ledger(self, order: Sequence[tuple[int, float]], chosen: set[int]) -> list[Decision]:
         """A line for each sentence, in the order of gain; repeated ones last."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from rag.protocols import Corpus, TokenCounter, TokenLoss
-from rag.spans.pieces import joined, text_of
+from rag.spans.pieces import count_kept, joined, text_of
 from rag.spans.protected import Protector, forced
-from rag.text import assemble, may_cut
+from rag.text import may_cut
 from rag.types import Bubble, Decision, Span
 
 __all__ = [
@@ -188,7 +188,7 @@ def fitted(
     best, most = [[False] * len(part.units) for part in parts], 0
     for _ in range(_ROUNDS):
         chosen = picked(parts, priorities, budget)
-        count = _count(bubble, parts, chosen, counter)
+        count = count_kept(bubble, kept_spans(parts, chosen, len(bubble.hits)), counter)
         if count <= target:
             low = max(low, budget)
             if count > most:
@@ -203,11 +203,6 @@ def fitted(
         if not low < budget < high:
             break
     return best
-
-
-def _count(bubble: Bubble, parts: Sequence[Part], chosen: Sequence[Sequence[bool]], counter: TokenCounter) -> int:
-    kept = kept_spans(parts, chosen, len(bubble.hits))
-    return counter.count(assemble(text_of(bubble, place, spans) for place, spans in enumerate(kept) if spans))
 
 
 def ledger(

@@ -8,7 +8,7 @@ from compressors._prune import Pruning, header_rows, openers_lean
 from rag.errors import ConfigError
 from rag.protocols import Compressor, Corpus, Embedder, TokenCounter, service
 from rag.spans.choice import boosted
-from rag.spans.features import NAMES, UNIT_CHARS, pool_of
+from rag.spans.features import NAMES, NEARBY, UNIT_CHARS, WEIGHTS, pool_of
 from rag.spans.pieces import aim, check_size, unchanged
 from rag.spans.units import units_of_bubble
 from rag.text import assemble
@@ -32,8 +32,8 @@ class SentencePruneCompressor(Compressor):
 
     target: int | None = None
     rate: float = 0.5
-    weights: tuple[float, ...] = (1.5, 1.0, 1.0, 0.25, 0.25, 0.5)
-    nearby: float = 1.5
+    weights: tuple[float, ...] = WEIGHTS
+    nearby: float = NEARBY
     lam: float = 0.6
     kappa: float = 0.2
     repair: bool = True

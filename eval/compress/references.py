@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from eval.sets import Place
 from rag.protocols import Compressor, Corpus, TokenCounter
 from rag.spans.features import UNIT_CHARS
-from rag.spans.pieces import context_of, joined, text_of
+from rag.spans.pieces import context_of, count_kept, joined
 from rag.spans.units import units_of_bubble
-from rag.text import assemble
 from rag.types import Bubble, CompressedContext, Span
 
 __all__ = ["REFERENCES", "Part", "parts_of", "reference"]
@@ -66,9 +65,7 @@ class _Ordered(Compressor):
         return context_of(bubble, _kept(bubble, chosen), self._counter, self._name)
 
     def _fits(self, bubble: Bubble, parts: Iterable[Part]) -> bool:
-        kept = _kept(bubble, parts)
-        texts = (text_of(bubble, place, spans) for place, spans in enumerate(kept) if spans)
-        return self._counter.count(assemble(texts)) <= self._target
+        return count_kept(bubble, _kept(bubble, parts), self._counter) <= self._target
 
 
 def _kept(bubble: Bubble, parts: Iterable[Part]) -> list[tuple[Span, ...]]:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMES",
+    "NEARBY",
     "UNIT_CHARS",
+    "WEIGHTS",
     "Pool",
     "Words",
     "embeddable",
@@ -41,6 +43,9 @@ __all__ = [
 
 NAMES = ("sentence", "chunk", "window", "bm25", "chunk_bm25", "retriever")
 """Columns of a feature matrix."""
+WEIGHTS = (1.5, 1.0, 1.0, 0.25, 0.25, 0.5)
+NEARBY = 1.5
+"""What each column, and the nearness of words, counts in the relevance of a sentence for `bubble` and compressors."""
 UNIT_CHARS = 600
 """Longer sentences are parted, unless a plugin says otherwise: what ingestion keeps vectors of."""
 

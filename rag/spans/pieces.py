@@ -10,7 +10,7 @@ from rag.protocols import TokenCounter
 from rag.text import assemble
 from rag.types import Bubble, CompressedContext, Decision, Piece, Span
 
-__all__ = ["aim", "check_size", "context_of", "joined", "text_of", "unchanged"]
+__all__ = ["aim", "check_size", "context_of", "count_kept", "joined", "text_of", "unchanged"]
 
 Kept = Sequence[Sequence[Span]]
 """For each hit of a bubble the spans that stay, sorted and apart, in document coordinates; none for a dropped chunk."""
@@ -44,6 +44,11 @@ def text_of(bubble: Bubble, place: int, spans: Iterable[Span]) -> str:
     """These spans of the hit at this place of the bubble, one after the other."""
     chunk = bubble.hits[place].chunk
     return "".join(chunk.text[span.start - chunk.span.start : span.end - chunk.span.start] for span in spans)
+
+
+def count_kept(bubble: Bubble, kept: Kept, counter: TokenCounter) -> int:
+    """Tokens of the context of these parts, as `context_of` counts them."""
+    return counter.count(assemble(text_of(bubble, place, spans) for place, spans in enumerate(kept) if spans))
 
 
 def context_of(

@@ -9,7 +9,7 @@ from typing import Literal
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Selector, TokenCounter, service
 from rag.spans.choice import SpanChoice, boosted, prior_of
-from rag.spans.features import NAMES, pool_of
+from rag.spans.features import NAMES, NEARBY, UNIT_CHARS, WEIGHTS, pool_of
 from rag.spans.filling import Filling
 from rag.spans.units import Units, units_of
 from rag.types import Bubble, Hit
@@ -46,14 +46,14 @@ class BubbleSelector(Selector):
     embedder: Embedder | None = service(default=None)
     budget: int = 1200
     objective: Literal["span", "paper"] = "span"
-    weights: tuple[float, ...] = (1.5, 1.0, 1.0, 0.25, 0.25, 0.5)
-    nearby: float = 1.5
+    weights: tuple[float, ...] = WEIGHTS
+    nearby: float = NEARBY
     linked: float = 0.0
     stems: bool = True
     lam: float = 0.6
     kappa: float = 0.2
     pool: int = 160
-    unit_chars: int = 600
+    unit_chars: int = UNIT_CHARS
     coverage: float = 0.0
     closure: bool = False
     source_cap: int = 0
