@@ -64,7 +64,11 @@ class GenerationStats:
 
     Of the prompt's tokens `reused_tokens` had their keys and values from before and `computed_tokens` ran through the
     model; `repaired_tokens` are those of the latter that were there and were computed again. `bytes_loaded` is the size
-    of the keys and values that came from disk. `policy` says how they were reused, "none" for not at all.
+    of the keys and values that came from disk. `policy` says how they were reused, "none" for not at all, "server" by
+    the endpoint itself. Of the tokens that were guessed ahead (`drafted_tokens`), `accepted_tokens` held.
+
+    The deviations are the mean divergence (KL) from full prefill in nats a token of the answer: as a calibrated table
+    predicts it, and as it was measured, with the share of tokens whose most likely one is the same. None: not known.
     """
 
     prompt_tokens: int = 0
@@ -78,6 +82,11 @@ class GenerationStats:
     policy: str = "none"
     attention: str = "none"
     density: float = 1.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    predicted_deviation: float | None = None
+    measured_deviation: float | None = None
+    measured_agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

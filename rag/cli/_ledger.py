@@ -41,7 +41,7 @@ def draw_trace(run: Mapping[str, Any], *, every: bool = False) -> None:
 
     stages = Table("stage", "plugin", "ms", "in", "out", "notes", title="stages", title_justify="left")
     for stage in run["trace"]:
-        notes = ", ".join(f"{name}={_short(value)}" for name, value in stage["notes"].items())
+        notes = ", ".join(f"{name}={_short(value)}" for name, value in _few(stage["notes"]))
         milliseconds = f"{1000 * stage['seconds']:.0f}"
         stages.add_row(
             stage["stage"], stage["plugin"], milliseconds, str(stage["items_in"]), str(stage["items_out"]), notes
@@ -51,6 +51,11 @@ def draw_trace(run: Mapping[str, Any], *, every: bool = False) -> None:
     least, most = _WIDTHS
     for text, style in ledger_lines(run, min(max(out.width, least), most), every=every):
         out.print(printable(text), style=style, markup=False)
+
+
+def _few(notes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The notes that fit into a cell: the counts of segments are drawn below."""
+    return [(name, value) for name, value in notes.items() if name != "segments"]
 
 
 def ledger_lines(run: Mapping[str, Any], width: int, *, every: bool = False) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from rag.cli._common import (
 )
 from rag.cli._compression import compressed, draw_compression
 from rag.cli._ledger import draw_citations, draw_replay, draw_trace
+from rag.cli._timeline import audited, draw_timeline
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.errors import UsageError
 from rag.text import printable
@@ -82,6 +83,9 @@ def ask(
     flow: Annotated[
         str | None, typer.Option("--flow", help="Answer along this flow: a YAML file, or a shipped one such as crag.")
     ] = None,
+    audit_kv: Annotated[
+        bool, typer.Option("--audit-kv", help="Measure what reuse of keys and values changes, by a full prefill.")
+    ] = False,
     index: IndexOption = DEFAULT_INDEX,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -99,6 +103,8 @@ def ask(
     filters = _filter(where)
     with open_index(index) as opened:
         pipeline = pipeline_for(config, index=opened)
+        if audit_kv:
+            pipeline = audited(pipeline)
         asked = _asker(pipeline, opened, filters, flow)
         if one is None:
             for query_id, text in read_queries(queries or Path()):
@@ -115,7 +121,9 @@ def ask(
     if trace:
         draw_trace(run, every=every)
         draw_compression(shortened, every=every)
-    elif not quiet and answer.run_id:
+    if trace or audit_kv:
+        draw_timeline(run)
+    if not trace and not quiet and answer.run_id:
         console().print(f"why this answer: rag explain {answer.run_id} --index {index}", style="dim", markup=False)
 
 
@@ -137,7 +145,7 @@ def explain(
     verbose: VerboseOption = 0,
 ) -> None:
     """Show how an answer came about: stages, every kept and dropped part with its scores and reason, what the
-    compressor struck out, the prompt.
+    compressor struck out, what of the prompt was computed, the prompt.
 
     Example: rag explain last --all
     """
@@ -162,6 +170,7 @@ def explain(
         draw_citations(found, index)
         draw_trace(found, every=every)
         draw_compression(shortened, every=every)
+        draw_timeline(found)
         if prompt:
             typer.echo(found["prompt"])
     if checked and not checked.ok:

@@ -7,7 +7,9 @@ slots. With every position repaired the result is that of a full prefill.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rag.engine.blocks import KvBlock
@@ -15,7 +17,7 @@ from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError, InterruptedPrefillError
 from rag.engine.layout import Layout, lay_out
 from rag.engine.model import EngineModel
-from rag.engine.prefill import KeepGoing, Prefill
+from rag.engine.prefill import KeepGoing, PartCount, Prefill
 from rag.engine.rotate import rotate
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ def complete(
         step = slots[start : start + chunk_tokens]
         logits = model.run([layout.ids[i] for i in step], cache, slots=step)
     reused = len(layout) - len(slots)
-    return Prefill(cache, logits[-1], computed=len(slots), reused=reused, repaired=len(wanted))
+    return Prefill(
+        cache, logits[-1], computed=len(slots), reused=reused, repaired=len(wanted), repaired_at=tuple(sorted(wanted))
+    )
 
 
 def prefill_chunks(
@@ -91,4 +95,22 @@ def prefill_chunks(
     """A prompt of `prefix`, which `cache` holds exactly, and `parts`: blocks are reused, plain ids computed."""
     layout = lay_out(prefix, parts)
     policy.assemble(model, cache, layout)
-    return policy.finish(model, cache, layout, chunk_tokens=chunk_tokens, keep_going=keep_going)
+    done = policy.finish(model, cache, layout, chunk_tokens=chunk_tokens, keep_going=keep_going)
+    return replace(done, parts=_counted(layout, parts, done))
+
+
+def _counted(layout: Layout, parts: Sequence[KvBlock | Sequence[int]], done: Prefill) -> tuple[PartCount, ...]:
+    """What became of the prefix and of every part."""
+    told = len(done.repaired_at) == done.repaired
+    counts = [PartCount(layout.prefix, layout.prefix)]
+    start = layout.prefix
+    for part in parts:
+        if isinstance(part, KvBlock):
+            stop = start + len(part)
+            again = bisect_left(done.repaired_at, stop) - bisect_left(done.repaired_at, start)
+            counts.append(PartCount(len(part), len(part) - again, again if told else None))
+            start = stop
+        else:
+            counts.append(PartCount(len(part)))
+            start += len(part)
+    return tuple(counts)

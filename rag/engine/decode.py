@@ -9,9 +9,9 @@ rule of the paper for a certain draft, and one draw per token, so that the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from torch import Tensor
 from rag.engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from rag.engine.cache import KvCache
     from rag.engine.draft import Draft
-    from rag.engine.model import EngineModel
 
-__all__ = ["Chooser", "Stop", "StopGate", "chooser", "generate"]
+__all__ = ["Chooser", "Held", "Runs", "Stop", "StopGate", "chooser", "generate"]
 
 Stop = int | tuple[int, ...]
 """A token, or a sequence of tokens, that ends a text and is no part of it."""
@@ -31,9 +29,28 @@ Chooser = Callable[[Tensor], int]
 """The next token, from logits (vocabulary)."""
 
 
+class Held(Protocol):
+    """What decoding asks of a cache; `truncate` only after a draft."""
+
+    @property
+    def length(self) -> int: ...
+    def truncate(self, length: int) -> None: ...
+
+
+_Cache = TypeVar("_Cache", bound=Held)
+_Read = TypeVar("_Read", contravariant=True)
+
+
+class Runs(Protocol[_Read]):
+    """What decoding asks of a model: `EngineModel`, or whatever reads tokens into a cache of its own kind."""
+
+    def run(self, ids: Sequence[int], cache: _Read, *, keep: int = 1) -> Tensor:
+        """The logits (keep, vocabulary) of the last `keep` ids, float32."""
+
+
 def generate(
-    model: EngineModel,
-    cache: KvCache,
+    model: Runs[_Cache],
+    cache: _Cache,
     logits: Tensor,
     *,
     max_new_tokens: int,
@@ -41,7 +58,7 @@ def generate(
     draft: Draft | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Iterator[int]:
+) -> Generator[int]:
     """New tokens, one by one, up to a stop; `logits` (vocabulary) follow what `cache` holds.
 
     `draft` knows the prompt and is told every new token. What may begin a stop of several tokens is held back until
@@ -74,7 +91,7 @@ def chooser(temperature: float, seed: int) -> Chooser:
 
 
 def _tokens(
-    model: EngineModel, cache: KvCache, logits: Tensor, most: int, draft: Draft | None, choose: Chooser
+    model: Runs[_Cache], cache: _Cache, logits: Tensor, most: int, draft: Draft | None, choose: Chooser
 ) -> Generator[int]:
     """Without stops. `cache` grows by what was given, but the last token."""
     start, given = cache.length, 0
@@ -99,6 +116,8 @@ def _tokens(
             try:
                 yield token
             except GeneratorExit:
+                if draft is not None:
+                    draft.learn(len(guess), accepted)
                 if cache.length == ran:  # else somebody went on with the cache, and this generator is only cleared away
                     cache.truncate(start + given - 1)
                 raise

@@ -88,15 +88,18 @@ class SuffixDraft:
         self._known = SuffixAutomaton()
         self._hits: dict[int, list[float]] = {}
         self._last: list[int] = []
+        self._unread: list[int] = []
         for text in others:
             self.extend([*text, _SEAM])
         self.extend(ids)
 
     def extend(self, ids: Sequence[int]) -> None:
-        for token in ids:
-            self._known.append(token)
+        self._unread += ids  # read when a guess is wanted: the first token of an answer does not wait for that
 
     def propose(self, most: int) -> list[int]:
+        for token in self._unread:
+            self._known.append(token)
+        self._unread.clear()
         state, match = self._known.longest_repeat()
         guess: list[int] = []
         self._last = []

@@ -12,10 +12,20 @@ from rag.engine.decode import generate
 from rag.engine.errors import EngineError, InterruptedPrefillError
 from rag.engine.model import EngineModel
 
-__all__ = ["Prefill", "greedy", "prefill"]
+__all__ = ["PartCount", "Prefill", "greedy", "prefill"]
 
 KeepGoing = Callable[[int, int], bool]
 """Asked between chunks with (tokens done, tokens in all); False stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartCount:
+    """Of the `tokens` of a part of a prompt `reused` and `repaired` as in `Prefill`; all others were new. `repaired` is
+    None where the policy repairs other tokens in every layer; `reused` are then all that were copied."""
+
+    tokens: int
+    reused: int = 0
+    repaired: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,8 @@ class Prefill:
     """A prompt in a cache. `logits` (vocabulary), float32, are those after its last token.
 
     `reused` tokens were copied and left as they were; `repaired` ones were copied and computed again; `computed` counts
-    every token that ran through the model, repaired ones among them.
+    every token that ran through the model, repaired ones among them. `repaired_at` are the positions of the repaired
+    ones, where they are the same in all layers; `parts` the counts of the prefix and of every part behind it.
     """
 
     cache: KvCache
@@ -31,6 +42,8 @@ class Prefill:
     computed: int
     reused: int = 0
     repaired: int = 0
+    repaired_at: tuple[int, ...] = ()
+    parts: tuple[PartCount, ...] = ()
 
 
 def prefill(

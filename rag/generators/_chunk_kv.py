@@ -2,7 +2,8 @@
 
 What a block holds depends on the chunk alone, and on where it stands only if it is first: the answer is the same
 whether the blocks were loaded, made now or could not be kept. (`cache-craft` is the exception: by its method a block
-remembers the chunks that stood before it when it was made.)
+remembers the chunks that stood before it when it was made.) What is left of a chunk that was cut is a part of the block
+of the whole chunk.
 """
 
 from __future__ import annotations
@@ -20,23 +21,19 @@ from rag.engine.donor import DonorMean
 from rag.engine.errors import EngineError
 from rag.engine.model import EngineModel
 from rag.engine.observed import chunk_name, make_observed_block
+from rag.engine.prune import prune_block
 from rag.engine.repair import RepairPolicy
 from rag.engine.store import KvStore
 from rag.generators._decode import Reading, read_on
+from rag.generators._parts import Part
 from rag.store.kv import KV_NAME, SHARED_OWNER
 
-__all__ = ["ChunkKv", "Part"]
+__all__ = ["ChunkKv"]
 
 BlockKind = Literal["solo", "donor-mean", "observed"]
+_START = 512
+"""Tokens that are left for the start of a prompt."""
 _TYPES: dict[str, KvType] = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Tokens of a prompt; those of a whole chunk, which can be reused, have the document that it is from as `owner`."""
-
-    ids: tuple[int, ...]
-    owner: str = ""
 
 
 class KvShelf:
@@ -152,16 +149,33 @@ class ChunkKv:
         chunks: list[tuple[int, ...]] = []
         before = list(parts[0].ids)
         for place, part in enumerate(parts[1:], start=1):
-            if not part.owner:
-                out.append(part.ids)
-            elif place <= 2:
-                out.append(self._first(part, tuple(before), shelf))
-            else:
-                out.append(self._block(part, parts[0].ids, chunks, shelf))
             if part.owner:
+                made, whole = shelf.made, Part(part.whole or part.ids, part.owner)
+                if place <= 2:
+                    held = self._first(whole, tuple(before), shelf)
+                else:
+                    held = self._block(whole, parts[0].ids, chunks, shelf)
+                out.append(self._part_of(held, part, shelf, made=shelf.made > made))
                 chunks.append(part.ids)
+            else:
+                out.append(part.ids)
             before += part.ids
         return out
+
+    def _part_of(self, block: KvBlock, part: Part, shelf: KvShelf, *, made: bool) -> KvBlock:
+        """What of the chunk's block is read. Of one that was made for it, only those tokens count as made."""
+        if not part.rows:
+            return block
+        kept = prune_block(block, part.rows, self.engine.frequencies)
+        if made:
+            shelf.made_tokens -= len(block) - len(kept)
+        return kept
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a chunk that the model reads behind the start of a prompt and the longest donor."""
+        room = int(getattr(self.engine.config, "max_position_embeddings", None) or 1 << 30)
+        return room - _START - max(map(len, self.donors), default=0)
 
     def _first(self, part: Part, before: tuple[int, ...], shelf: KvShelf) -> KvBlock:
         name, cost = f"behind {chunk_name(before)}", self.engine.cost(0, len(before) + len(part.ids))

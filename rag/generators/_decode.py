@@ -8,43 +8,75 @@ on what was asked before, not even by rounding in bfloat16.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rag.engine.decode import Runs, generate
+from rag.engine.draft import Draft, SuffixDraft
 from rag.engine.errors import EngineError
 from rag.engine.model import EngineModel
-from rag.engine.prefill import Prefill, prefill
+from rag.engine.prefill import PartCount, Prefill, prefill
 from rag.engine.prefix import PrefixPool, prefill_with_prefix
 from rag.errors import ConfigError
 
-__all__ = ["STEP", "Decoder", "Reading", "read_on"]
+__all__ = ["STEP", "CountedDraft", "Decoder", "Reading", "read_on"]
 
 STEP = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A prompt that was read: the logits (vocabulary), float32, after its last token, and `step`, which reads one more
-    token. The counts are those of GenerationStats; `made` are the blocks that were made for it."""
+    """A prompt that `model` read into `cache`: the logits (vocabulary), float32, are those after its last token.
+
+    The counts are those of GenerationStats; `made` are the blocks that were made for it, `made_tokens` what was taken
+    from those. `parts` count for every part what was taken from blocks, these among them; () where there are no blocks.
+    """
 
     logits: Tensor
-    step: Callable[[int], Tensor]
+    model: Runs[Any]
+    cache: Any
     computed: int
     reused: int = 0
     repaired: int = 0
     loaded: int = 0
     made: int = 0
+    made_tokens: int = 0
     policy: str = "none"
+    parts: tuple[PartCount, ...] = ()
+
+    def step(self, token: int) -> Tensor:
+        """The logits (vocabulary) after one more token."""
+        return self.model.run([token], self.cache)[-1]
 
 
 def read_on(engine: EngineModel, done: Prefill, **counts: Any) -> Reading:
     """The reading after a prefill; `counts` replace those of the prefill."""
-    told = {"computed": done.computed, "reused": done.reused, "repaired": done.repaired, **counts}
-    return Reading(done.logits, lambda token: engine.run([token], done.cache)[-1], **told)
+    told = {"computed": done.computed, "reused": done.reused, "repaired": done.repaired, "parts": done.parts, **counts}
+    told.setdefault("made_tokens", done.reused - told["reused"])
+    return Reading(done.logits, engine, done.cache, **told)
+
+
+class CountedDraft(Draft):
+    """Guesses from the prompt and the answer so far, and how many of the `drafted` tokens were `accepted`."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._guesses = SuffixDraft(ids)
+        self.drafted = self.accepted = 0
+
+    def extend(self, ids: Sequence[int]) -> None:
+        self._guesses.extend(ids)
+
+    def propose(self, most: int) -> list[int]:
+        return self._guesses.propose(most)
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        self.drafted += proposed
+        self.accepted += accepted
+        self._guesses.learn(proposed, accepted)
 
 
 class Decoder:
@@ -75,44 +107,60 @@ class Decoder:
             raise EngineError("no KV reuse works with this model")
         return self.engine
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of one token; 0 where the engine refuses the model."""
+        return self.engine.token_bytes if self.engine is not None else 0
+
     def read(self, ids: Sequence[int], room: int) -> Reading:
         """The whole prompt, exactly; `room` is how many tokens may follow."""
         if self.engine is None:
-            return self._read_plainly(ids)
+            plain, cache = _Plain(self._model), _PlainCache()
+            return Reading(plain.run(ids, cache)[-1], plain, cache, computed=len(ids))
         if self.pool is None:
-            cache = self.engine.new_cache(len(ids) + room)
-            return read_on(self.engine, prefill(self.engine, ids, cache, chunk_tokens=STEP))
+            held = self.engine.new_cache(len(ids) + room)
+            return read_on(self.engine, prefill(self.engine, ids, held, chunk_tokens=STEP))
         with self.lock:
             done = prefill_with_prefix(self.engine, ids, self.pool, room=room, chunk_tokens=STEP)
         return read_on(self.engine, done, policy="prefix")
 
-    def _read_plainly(self, ids: Sequence[int]) -> Reading:
-        cache: Any = None
+    def draft(self, ids: Sequence[int]) -> CountedDraft | None:
+        """Guesses from the prompt `ids`; None where the engine refuses the model, whose states may not go back."""
+        return CountedDraft(ids) if self.engine is not None else None
 
-        def run(step: Sequence[int]) -> Tensor:
-            nonlocal cache
-            given = torch.tensor([list(step)], device=self._model.device)
-            with torch.inference_mode():
-                out = self._model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            logits: Tensor = out.logits[0, -1].float()
-            return logits
-
-        return Reading(run(ids), lambda token: run([token]), computed=len(ids))
-
-    def tokens(self, reading: Reading, most: int, *, temperature: float, seed: int) -> Iterator[int]:
+    def tokens(
+        self, reading: Reading, most: int, *, temperature: float, seed: int, draft: Draft | None = None
+    ) -> Generator[int]:
         """New ids, one by one, up to an end-of-text id, which is not given; temperature 0 is greedy."""
-        random = torch.Generator(device="cpu").manual_seed(seed)
-        logits = reading.logits
-        for count in range(most):
-            logits = logits.cpu()
-            if temperature:
-                chances = torch.softmax(logits / temperature, dim=-1)
-                token = int(torch.multinomial(chances, 1, generator=random))
-            else:
-                token = int(logits.argmax())
-            if token in self._stops:
-                return
-            yield token
-            if count + 1 < most:
-                logits = reading.step(token)
+        return generate(
+            reading.model, reading.cache, reading.logits, max_new_tokens=most, stops=self._stops, draft=draft,
+            temperature=temperature, seed=seed,
+        )  # fmt: skip
+
+
+class _PlainCache:
+    """What transformers itself keeps of `length` tokens."""
+
+    def __init__(self) -> None:
+        self.states: Any = None
+        self.length = 0
+
+    def truncate(self, length: int) -> None:
+        if length != self.length:
+            raise EngineError("what this model keeps of a text does not go back")
+
+
+@dataclass(frozen=True)
+class _Plain(Runs[_PlainCache]):
+    """A model by its own cache, whatever that holds."""
+
+    model: Any
+
+    def run(self, ids: Sequence[int], cache: _PlainCache, *, keep: int = 1) -> Tensor:
+        given = torch.tensor([list(ids)], device=self.model.device)
+        with torch.inference_mode():
+            out = self.model(input_ids=given, past_key_values=cache.states, use_cache=True, logits_to_keep=keep)
+        cache.states = out.past_key_values
+        cache.length += len(ids)
+        logits: Tensor = out.logits[0].float()
+        return logits

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rag.answer import GenerationStats
+from rag.answer import GenerationStats, Prompt
 from rag.engine.errors import EngineError
 from rag.errors import ConfigError
 from rag.generators._repairs import Repair, checked_repair
 from rag.types import Piece
 
-__all__ = ["as_rag_errors", "check_reuse", "is_whole", "told"]
+if TYPE_CHECKING:
+    from rag.generators._decode import Reading
 
-_ALLOWED = {"reuse": ("none", "prefix", "chunk"), "blocks": ("solo", "donor-mean"), "kv_dtype": ("auto", "int8")}
+__all__ = ["as_rag_errors", "check_reuse", "is_whole", "segments", "told"]
+
+_ALLOWED = {
+    "reuse": ("none", "prefix", "chunk"),
+    "blocks": ("solo", "donor-mean"),
+    "kv_dtype": ("auto", "int8"),
+    "cut_pieces": ("compute", "prune"),
+    "speculate": ("auto", "none", "lookup"),
+}
 
 
 class _Settings(Protocol):
@@ -26,6 +35,8 @@ class _Settings(Protocol):
     def pool_bytes(self) -> int: ...
     @property
     def kv_bytes(self) -> int: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
 
 
 def check_reuse(given: _Settings) -> None:
@@ -33,6 +44,8 @@ def check_reuse(given: _Settings) -> None:
     for name, values in _ALLOWED.items():
         if getattr(given, name) not in values:
             raise ConfigError(f"local: {name} is one of {', '.join(values)}, not {getattr(given, name)!r}")
+    if not all(given.stop):
+        raise ConfigError(f"local: stop holds texts of at least one character, not {given.stop!r}")
     if given.pool_bytes < 0 or given.kv_bytes < 0:
         raise ConfigError(f"local: pool_bytes and kv_bytes must be >= 0, not {given.pool_bytes} and {given.kv_bytes}")
     name, _ = checked_repair(given.repair)
@@ -41,17 +54,49 @@ def check_reuse(given: _Settings) -> None:
 
 
 def is_whole(piece: Piece) -> bool:
-    """A whole chunk, as the next question will find it; what was cut to this question is not worth keeping."""
+    """A whole chunk, as the next question will find it. Of one that was cut, only the whole is worth keeping."""
     return piece.verbatim and piece.kept == (piece.span,)
 
 
-def told(stats: GenerationStats, made: int) -> dict[str, Any]:
-    """The notes of the trace; nothing where nothing can be reused."""
+def segments(prompt: Prompt, sizes: Sequence[int], reading: Reading, token_bytes: int) -> list[dict[str, Any]]:
+    """The start, every piece and the question, in `sizes` tokens a segment of the prompt: how many of its tokens were
+    reused, repaired (None: other ones in every layer) and computed, and the bytes of keys and values that were copied.
+    """
+    counts, left = [], reading.reused
+    for at, size in enumerate(sizes):
+        if reading.parts:
+            part = reading.parts[at]
+            counts.append((size, part.reused, part.repaired))
+        else:
+            counts.append((size, min(size, left), 0))
+            left -= min(size, left)
+    rows = [{"part": "start", **_row(counts[:1], token_bytes)}]
+    for number in range(len(sizes) // 2 - 1):
+        at = 1 + 2 * number
+        piece = {"part": str(number + 1), "chunk_id": prompt.segments[at + 1].chunk_id}
+        rows.append({**piece, **_row(counts[at : at + 2], token_bytes)})
+    return [*rows, {"part": "question", **_row(counts[-1:], token_bytes)}]
+
+
+def _row(counts: Sequence[tuple[int, int, int | None]], token_bytes: int) -> dict[str, Any]:
+    tokens, reused = sum(size for size, _, _ in counts), sum(held for _, held, _ in counts)
+    again = None if any(one is None for _, _, one in counts) else sum(one or 0 for _, _, one in counts)
+    copied = (reused + (again or 0)) * token_bytes
+    return {"tokens": tokens, "reused": reused, "repaired": again, "computed": tokens - reused, "bytes": copied}
+
+
+def told(
+    stats: GenerationStats, reading: Reading | None = None, parts: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The notes of the trace; nothing where nothing can be reused. `parts` are what `segments` gives."""
     if stats.policy == "none":
         return {}
-    notes = {"reuse": stats.policy, "reused": stats.reused_tokens, "computed": stats.computed_tokens}
-    if stats.policy != "prefix":
-        notes |= {"repaired": stats.repaired_tokens, "blocks_made": made, "bytes_loaded": stats.bytes_loaded}
+    notes: dict[str, Any] = {"reuse": stats.policy, "reused": stats.reused_tokens, "computed": stats.computed_tokens}
+    if reading is not None and stats.policy.startswith("chunk"):
+        notes |= {"repaired": stats.repaired_tokens, "blocks_made": reading.made, "tokens_made": reading.made_tokens}
+        notes["bytes_loaded"] = stats.bytes_loaded
+    if parts:
+        notes["segments"] = list(parts)
     return {**notes, "ttft_seconds": round(stats.ttft_seconds, 3)}
 
 

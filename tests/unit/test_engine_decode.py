@@ -186,3 +186,13 @@ def test_wrong_values_are_refused() -> None:
         chooser(-1, 0)
     with pytest.raises(EngineError, match="at least one token"):
         StopGate([()])
+
+
+def test_a_guess_that_runs_into_a_stop_is_learned() -> None:
+    model, ids = shared("llama"), some_ids(12)
+    text, _ = written(model, ids, max_new_tokens=8)
+    draft = Oracle(text)
+    got, held = written(model, ids, max_new_tokens=8, draft=draft, stops=[(text[2], text[3])])
+    ends = next(at for at in range(7) if text[at : at + 2] == text[2:4])
+    assert (got, held) == (text[:ends], len(ids) + ends + 1)
+    assert draft.learned == [(6, ends + 1)]  # of those after the first token, up to the end of the stop

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rag.errors import RagError
+from rag.errors import ConfigError, RagError
 from rag.generators.openai import OpenaiGenerator
 from rag.prompt import NOT_FOUND
 from tests.contracts.test_generator import QUESTION, WHOLE, ask, context
@@ -36,8 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for text in self.server.answer:
             self._event([{"index": 0, "delta": {"content": text}, "finish_reason": None}], None)
-        usage = {"prompt_tokens": 90, "completion_tokens": 12, "total_tokens": 102}
-        self._event([], usage | {"prompt_tokens_details": {"cached_tokens": 64}})
+        self._event([], {"prompt_tokens": 90, "completion_tokens": 12, "total_tokens": 102} | self.server.details)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, choices: list[Any], usage: dict[str, Any] | None) -> None:
@@ -56,6 +55,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
         self.answer, self.status = ANSWER, 200
+        self.details: dict[str, Any] = {"prompt_tokens_details": {"cached_tokens": 64}}
 
     @property
     def url(self) -> str:
@@ -122,3 +122,80 @@ def test_a_plain_prompt_is_sent_alone_and_cut_at_the_stop(server: Server) -> Non
     (request,) = server.requests
     assert request["messages"] == [{"role": "user", "content": "Write it."}]
     assert (request["max_tokens"], request["temperature"]) == (9, 0.0)
+
+
+# ------------------------------------------------------------------ hand-over to servers that keep prefixes
+
+
+def sent(server: Server) -> list[bytes]:
+    """The text of every request, as the server sees it."""
+    return ["".join(one["content"] for one in request["messages"]).encode() for request in server.requests]
+
+
+def test_questions_over_the_same_pieces_share_every_byte_up_to_the_question(server: Server) -> None:
+    stable = OpenaiGenerator(base_url=server.url, model="m", piece_order="stable")
+    orders = [WHOLE, WHOLE[::-1], (WHOLE[1], WHOLE[0], WHOLE[2])]
+    questions = [QUESTION, "What does soup cost?", "When does it open?"]
+    made = [ask(stable, context(text, *pieces)) for text, pieces in zip(questions, orders, strict=True)]
+    starts = {text.partition(b"\nQuestion: ")[0] for text in sent(server)}
+    assert len(starts) == 1
+    assert [text.partition(b"\nQuestion: ")[2].strip().decode() for text in sent(server)] == questions
+    assert len({tuple(segment.key for segment in one.prompt.segments[:-1]) for one in made}) == 1
+    for _ in range(2):  # nothing in a request is of its time or place
+        ask(stable, context(QUESTION, *WHOLE))
+    assert server.requests[-1] == server.requests[-2] == server.requests[0]
+
+
+def test_the_order_of_relevance_is_kept_unless_another_is_asked_for(server: Server) -> None:
+    plain = OpenaiGenerator(base_url=server.url, model="m")
+    for pieces in (WHOLE, WHOLE[::-1]):
+        made = ask(plain, context(QUESTION, *pieces))
+        named = [segment.chunk_id for segment in made.prompt.segments if segment.chunk_id]
+        assert named == [piece.chunk_id for piece in pieces]
+    assert len({text.partition(b"\nQuestion: ")[0] for text in sent(server)}) == 2
+
+
+@pytest.mark.parametrize("pieces", [WHOLE, WHOLE[::-1]], ids=["as given", "reversed"])
+def test_marks_are_those_of_the_prompt_in_every_order(server: Server, pieces: tuple[Any, ...]) -> None:
+    stable = OpenaiGenerator(base_url=server.url, model="m", piece_order="stable")
+    named = [one.chunk_id for one in sorted(WHOLE, key=lambda one: (one.doc_id, one.span.start))]
+    travel = named.index(WHOLE[1].chunk_id) + 1
+    server.answer = [f"The finance director approves it [{travel}]."]
+    made = ask(stable, context(QUESTION, *pieces))
+    assert [segment.chunk_id for segment in made.prompt.segments if segment.chunk_id] == named
+    assert [(one.mark, one.chunk_id) for one in made.citations] == [(travel, WHOLE[1].chunk_id)]
+    assert made.supported == (True,)
+
+
+def test_the_salt_is_sent_when_it_is_set(server: Server) -> None:
+    ask(OpenaiGenerator(base_url=server.url, model="m"), context(QUESTION, *WHOLE))
+    ask(OpenaiGenerator(base_url=server.url, model="m", cache_salt="tenant 7"), context(QUESTION, *WHOLE))
+    plain, salted = server.requests
+    assert "cache_salt" not in plain
+    assert salted == {**plain, "cache_salt": "tenant 7"}
+
+
+@pytest.mark.parametrize(
+    ("details", "policy", "reused"),
+    [
+        ({}, "none", 0),
+        ({"prompt_tokens_details": None}, "none", 0),
+        ({"prompt_tokens_details": {}}, "server", 0),
+        ({"prompt_tokens_details": {"cached_tokens": None}}, "server", 0),
+        ({"prompt_tokens_details": {"cached_tokens": 64}}, "server", 64),
+    ],
+    ids=str,
+)
+def test_cached_tokens_are_told_where_the_server_tells_them(
+    server: Server, details: dict[str, Any], policy: str, reused: int
+) -> None:
+    server.details = details
+    made = ask(OpenaiGenerator(base_url=server.url, model="m"), context(QUESTION, *WHOLE))
+    assert (made.stats.policy, made.stats.reused_tokens, made.stats.computed_tokens) == (policy, reused, 90 - reused)
+    assert made.notes.get("reused", 0) == reused
+    assert ("reuse" in made.notes) == (policy == "server")
+
+
+def test_an_unknown_order_is_named() -> None:
+    with pytest.raises(ConfigError, match="openai: piece_order"):
+        OpenaiGenerator(piece_order="random")  # type: ignore[arg-type]
