@@ -2,7 +2,7 @@
 
 A prompt is the system text, passages of about so many tokens in all, and the question, each tokenised alone. A passage
 is a block of the prompt: its delimiters and title are in it, its number is not, so that it is the same wherever it
-stands. Questions are those of the development half.
+stands. Several questions may share their passages, those that came with any of them: one prefill then serves them all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def load(dtype: str = "") -> Loaded:
     )
 
 
-def corpora(data: Path | None) -> list[Corpus]:
-    """The public sets, each with the other's documents as donors; the sample corpus where they are absent."""
+def corpora(data: Path | None, half: str = "dev") -> list[Corpus]:
+    """The public sets, each with the other's documents as donors; the sample corpus where they are absent. `half` of
+    the questions is dev, test or all."""
     folders = [data / name for name in SETS] if data is not None else []
     if not folders or not all(folder.is_dir() for folder in folders):
         return [_sample()]
@@ -91,7 +93,7 @@ def corpora(data: Path | None) -> list[Corpus]:
     texts = {name: {row["doc_id"]: (row["title"], row["text"]) for row in one["corpus"]} for name, one in rows.items()}
     found = []
     for name, other in zip(SETS, reversed(SETS), strict=True):
-        asked = [row for row in rows[name]["queries"] if half_of(row["query_id"]) == "dev"]
+        asked = [row for row in rows[name]["queries"] if half in ("all", half_of(row["query_id"]))]
         outside = {key: pair for key, pair in texts[other].items() if key not in texts[name]}
         questions = [(row["text"], [key for key in row["candidates"] if key in texts[name]]) for row in asked]
         found.append(Corpus(name=name, texts=texts[name], questions=questions, outside=outside))
@@ -110,19 +112,24 @@ def _sample() -> Corpus:
     return Corpus(name="sample", texts=parts, questions=[(one.text, ()) for one in questions()], outside=outside)
 
 
-def kv_cases(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int) -> list[KvCase]:
-    """`count` questions, drawn by `seed`, each with passages of at most `tokens` tokens in all: those it came with, in
-    an order of chance, then others of the corpus."""
+def kv_cases(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int, together: int = 1) -> list[KvCase]:
+    """`count` questions, drawn by `seed` whatever `tokens` is, each `together` of which share passages of at most
+    `tokens` tokens in all: those they came with, in turns and in an order of chance, then others of the corpus."""
     draw = random.Random(seed)  # noqa: S311
+    asked = draw.sample(list(corpus.questions), min(count, len(corpus.questions)))
     keys = sorted(corpus.texts)
     prefix = loaded.encode(loaded.before)
     cases = []
-    for question, own in draw.sample(list(corpus.questions), min(count, len(corpus.questions))):
-        order = draw.sample(list(own), len(own)) + draw.sample(keys, min(len(keys), tokens // 20))
+    for start in range(0, len(asked), together):
+        group = asked[start : start + together]
+        own = [draw.sample(list(came), len(came)) for _, came in group]
+        order = [key for turn in zip_longest(*own) for key in turn if key is not None]
+        order += draw.sample(keys, min(len(keys), tokens // 20))
         chunks = passages(loaded, [corpus.texts[key] for key in dict.fromkeys(order)], tokens)
         draw.shuffle(chunks)
-        tail = loaded.encode(f"\nQuestion: {question}\n") + loaded.encode(loaded.after)
-        cases.append(KvCase(prefix=prefix, chunks=chunks, tail=tail))
+        for question, _ in group:
+            tail = loaded.encode(f"\nQuestion: {question}\n") + loaded.encode(loaded.after)
+            cases.append(KvCase(prefix=prefix, chunks=chunks, tail=tail))
     return cases
 
 

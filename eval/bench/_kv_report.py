@@ -9,9 +9,10 @@ from typing import Any
 from eval.bench._kv_reuse import OURS, PREFIX_HIT, PUBLISHED
 from eval.bench._report import claim, table
 
-__all__ = ["BOUND", "exact_claims", "reuse_claims", "speculation_claims", "tables"]
+__all__ = ["AGREEMENT", "BOUND", "exact_claims", "reuse_claims", "speculation_claims", "tables"]
 
 BOUND = 0.05
+AGREEMENT = 0.95
 GOALS = {1000: (0.15, 0.30), 2000: (0.12, 0.25), 4000: (0.10, 0.18)}
 """Tokens of context -> share of full prefill that an exact prefix hit and `auto` may cost."""
 
@@ -33,8 +34,9 @@ def reuse_claims(part: Mapping[str, Any]) -> list[dict[str, Any]]:
         claim(f"{head}exact prefix hit, cost", hit["cost"], GOALS[near][0], "lower"),
         claim(f"{head}{name}, cost", figures.get("cost"), GOALS[near][1], "lower"),
         claim(f"{head}{name}, mean KL", figures.get("kl"), BOUND, "lower"),
-        claim(f"{head}{name}, top-1 agreement", figures.get("agreement"), 0.95, "higher"),
+        claim(f"{head}{name}, top-1 agreement", figures.get("agreement"), AGREEMENT, "higher"),
     ]
+    by_name = {one["policy"]: one for one in part.get("common", part["policies"])}
     ours, theirs = ([by_name[one] for one in names if one in by_name] for names in (OURS, PUBLISHED))
     if ours and theirs:
         left = [one for one in ours if not any(_beats(other, one) for other in theirs)]

@@ -1,66 +1,31 @@
 """What reuse of chunks costs and how far it strays, policy by policy, for `rag bench kv`.
 
-All policies see the same prompts, one after the other in an order that chance makes anew for every prompt, between two
-full prefills. Cost is CPU time to the logits of the first token, with the blocks in memory, as a share of full prefill.
-Blocks are made before the clock starts: that is ingestion.
+All policies see the same prompts, one after the other in an order that chance makes anew for every prompt. Cost is CPU
+time to the logits of the first token, with the blocks in memory, as a share of full prefill of the same prompt. Blocks
+are made before the clock starts: that is ingestion.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from eval.bench._kv_prompts import KvCase, Loaded
+from eval.bench._kv_recipes import OURS, PREFIX_HIT, PUBLISHED, Blocks, Chosen, Tell, blocks_of, recipes
 
 if TYPE_CHECKING:
     from rag.engine.blocks import KvBlock
-    from rag.engine.donor import DonorMean
     from rag.engine.prefill import Prefill
 
-__all__ = ["OURS", "PUBLISHED", "interval", "measure", "summary"]
+__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "interval", "measure", "summary"]
 
 FORCED = 32
-PREFIX_HIT = "prefix-hit"
-OURS = ("donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15")
-PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape")
-_Recipe = tuple[str, Any]
-"""Kind of the blocks, repair policy."""
-
-
-def recipes() -> dict[str, _Recipe]:
-    """Every policy with the blocks it is meant for. "mix" takes the first chunk as it is behind the true prefix."""
-    from rag.engine.repair.ape import Ape
-    from rag.engine.repair.blend import Blend
-    from rag.engine.repair.cache_craft import CacheCraft
-    from rag.engine.repair.epic import Epic
-    from rag.engine.repair.first_variance import FirstVariance
-    from rag.engine.repair.naive import Naive
-    from rag.engine.repair.variance import Variance
-
-    return {
-        "naive": ("solo", Naive()),
-        "epic-16": ("solo", Epic(k=16)),
-        "blend-15": ("solo", Blend(share=0.15)),
-        "cache-craft": ("observed", CacheCraft()),
-        "ape": ("prefixed", Ape()),
-        "donor-mean": ("mean", Naive()),
-        "donor-mean+v5": ("mean", Variance(share=0.05)),
-        "donor-mean+v15": ("mean", Variance(share=0.15)),
-        "mix": ("mix", Naive()),
-        "mix+f16": ("mix", FirstVariance(k=16, share=0.0)),
-        "mix+f16+v5": ("mix", FirstVariance(k=16, share=0.05)),
-        "mix+v15": ("mix", Variance(share=0.15)),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Makers:
-    means: DonorMean
-    unrelated: Sequence[Sequence[int]]
 
 
 def measure(
@@ -69,57 +34,78 @@ def measure(
     donors: Sequence[Sequence[int]],
     *,
     policies: Sequence[str] | None = None,
+    published: int | None = None,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda _: None,
+    folder: Path | None = None,
+    rows_file: Path | None = None,
+    tell: Tell = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """A row for every prompt and policy: name, cost, kl, first_kl, agreement, tokens, repaired."""
-    from rag.engine.donor import DonorMean
+    """A row for every prompt and policy: name, cost, kl, first_kl, agreement, tokens, repaired, context.
 
-    chosen = {name: one for name, one in recipes().items() if policies is None or name in policies}
-    makers = _Makers(
-        means=DonorMean(loaded.model, cases[0].prefix, donors),
-        unrelated=[donor[:PASSAGE_BEFORE] for donor in donors[:2]],
-    )
-    rows: list[dict[str, Any]] = []
-    for number, case in enumerate(cases):
-        tell(f"prompt {number + 1} of {len(cases)}: {len(case.ids)} tokens")
+    Neighbours in `cases` that share their passages are one context, which is prefilled once. `policies` of papers run
+    on the first `published` contexts. With `rows_file` contexts that it tells of already are not run again.
+    """
+    asked = {name: one for name, one in recipes().items() if policies is None or name in policies}
+    blocks = blocks_of(loaded, cases[0].prefix, donors, folder)
+    rows = _told(rows_file)
+    done = {row["context"] for row in rows}
+    contexts = [list(group) for _, group in groupby(cases, key=lambda case: id(case.chunks))]
+    prompt = 0
+    for number, group in enumerate(contexts):
+        first, prompt = prompt, prompt + len(group)
+        if number in done:
+            continue
+        tell(f"context {number + 1} of {len(contexts)}: {len(group)} prompts, {len(group[0].ids)} tokens")
+        chosen = {
+            name: one for name, one in asked.items() if name not in PUBLISHED or published is None or number < published
+        }
         draw = random.Random(seed + number)  # noqa: S311
-        rows += _one(loaded, case, makers, chosen, draw, number)
+        new = _context(loaded, group, blocks, chosen, draw)
+        new = [{**row, "context": number, "prompt": row["prompt"] + first} for row in new]
+        rows += new
+        if rows_file is not None:
+            with rows_file.open("a", encoding="utf-8") as out:
+                out.write("".join(json.dumps(row) + "\n" for row in new))
     return rows
 
 
-PASSAGE_BEFORE = 200
-"""Tokens of each of the two passages behind which Cache-Craft's blocks are observed."""
+def _told(rows_file: Path | None) -> list[dict[str, Any]]:
+    if rows_file is None or not rows_file.exists():
+        return []
+    return [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]
 
 
-def _one(
-    loaded: Loaded, case: KvCase, makers: _Makers, chosen: Mapping[str, _Recipe], draw: random.Random, number: int
+def _context(
+    loaded: Loaded, cases: Sequence[KvCase], makers: Blocks, chosen: Chosen, draw: random.Random
 ) -> list[dict[str, Any]]:
+    """Full prefill of a context and then a question costs what the two cost one after the other."""
     from rag.engine.decode import generate
     from rag.engine.measure import divergence, forced_logits
+    from rag.engine.prefill import prefill
 
-    model, ids = loaded.model, case.ids
-    kinds = {kind for kind, _ in chosen.values()}
-    blocks = _blocks(loaded, case, makers, kinds)
-    full, first = _clocked(_full(loaded, case))
-    answer = list(generate(model, full.cache, full.logits, max_new_tokens=FORCED))
-    full.cache.truncate(len(ids))
-    reference = forced_logits(model, full.cache, full.logits, answer)
-    runs = {PREFIX_HIT: _prefix_hit(loaded, case)}
-    runs |= {name: _reuse(loaded, case, blocks[kind], policy) for name, (kind, policy) in chosen.items()}
+    model = loaded.model
+    blocks = makers.of(cases[0], {kind for kind, _ in chosen.values()})
+    context = cases[0].ids[: -len(cases[0].tail)]
+    room = max(len(case.ids) for case in cases) + FORCED
+    full, common = _clocked(lambda: prefill(model, context, model.new_cache(room)))
     rows: list[dict[str, Any]] = []
-    for name in draw.sample(list(runs), len(runs)):
-        done, seconds = _clocked(runs[name])
-        told = divergence(reference, forced_logits(model, done.cache, done.logits, answer))
-        rows.append(
-            {
-                "prompt": number, "tokens": len(ids), "policy": name, "seconds": seconds, "kl": told.kl,
-                "first_kl": told.first_kl, "agreement": told.agreement, "repaired": done.repaired,
-            }
-        )  # fmt: skip
-    _, last = _clocked(_full(loaded, case))
-    for row in rows:
-        row["cost"] = row.pop("seconds") / mean((first, last))
+    for number, case in enumerate(cases):
+        asked, own = _clocked(lambda ids=case.ids: prefill(model, ids, full.cache))  # type: ignore[misc]
+        answer = list(generate(model, full.cache, asked.logits, max_new_tokens=FORCED))
+        full.cache.truncate(len(case.ids))
+        reference = forced_logits(model, full.cache, asked.logits, answer)
+        full.cache.truncate(len(context))
+        runs = {PREFIX_HIT: _prefix_hit(loaded, case, full)}
+        runs |= {name: _reuse(loaded, case, blocks[kind], policy) for name, (kind, policy) in chosen.items()}
+        for name in draw.sample(list(runs), len(runs)):
+            done, seconds = _clocked(runs[name])
+            told = divergence(reference, forced_logits(model, done.cache, done.logits, answer))
+            rows.append(
+                {
+                    "prompt": number, "tokens": len(case.ids), "policy": name, "cost": seconds / (common + own),
+                    "kl": told.kl, "first_kl": told.first_kl, "agreement": told.agreement, "repaired": done.repaired,
+                }
+            )  # fmt: skip
     return rows
 
 
@@ -129,20 +115,12 @@ def _clocked(run: Callable[[], Prefill]) -> tuple[Prefill, float]:
     return done, time.process_time() - begin
 
 
-def _full(loaded: Loaded, case: KvCase) -> Callable[[], Prefill]:
-    from rag.engine.prefill import prefill
-
-    return lambda: prefill(loaded.model, case.ids, loaded.model.new_cache(len(case.ids) + FORCED))
-
-
-def _prefix_hit(loaded: Loaded, case: KvCase) -> Callable[[], Prefill]:
+def _prefix_hit(loaded: Loaded, case: KvCase, full: Prefill) -> Callable[[], Prefill]:
     """All but the question was asked about before."""
-    from rag.engine.prefill import prefill
     from rag.engine.prefix import PrefixPool, prefill_with_prefix
 
     pool = PrefixPool(max_bytes=1 << 34)
-    context = case.ids[: -len(case.tail)]
-    pool.store(context, prefill(loaded.model, context).cache)
+    pool.store(case.ids[: -len(case.tail)], full.cache)
     return lambda: prefill_with_prefix(loaded.model, case.ids, pool, room=FORCED)
 
 
@@ -160,44 +138,28 @@ def _reuse(loaded: Loaded, case: KvCase, blocks: Sequence[KvBlock], policy: Any)
     return run
 
 
-def _blocks(loaded: Loaded, case: KvCase, makers: _Makers, kinds: set[str]) -> dict[str, list[KvBlock]]:
-    from rag.engine.blocks import make_block
-    from rag.engine.observed import make_observed_block
-
-    model, found = loaded.model, {}
-    if "solo" in kinds:
-        found["solo"] = [make_block(model, chunk) for chunk in case.chunks]
-    if "prefixed" in kinds:
-        found["prefixed"] = [make_block(model, chunk, case.prefix) for chunk in case.chunks]
-    if kinds & {"mean", "mix"}:
-        found["mean"] = [makers.means.block(chunk) for chunk in case.chunks]
-        first = make_block(model, case.chunks[0], case.prefix)
-        found["mix"] = [replace(first, variance=None), *found["mean"][1:]]
-    if "observed" in kinds:
-        found["observed"] = [make_observed_block(model, chunk, case.prefix, makers.unrelated) for chunk in case.chunks]
-    return found
-
-
 # ---------------------------------------------------------------------- figures
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> list[dict[str, Any]]:
-    """For every policy: median cost, mean KL and agreement with 95 % bootstrap intervals over the prompts."""
+    """For every policy: median cost, mean KL and agreement with 95 % bootstrap intervals over the contexts."""
     names = list(dict.fromkeys(row["policy"] for row in rows))
     found = []
     for name in sorted(names):
         own = [row for row in rows if row["policy"] == name]
+        contexts = [(row.get("set"), row.get("context", row["prompt"])) for row in own]
         figures = {key: [float(row[key]) for row in own] for key in ("cost", "kl", "agreement", "first_kl")}
         found.append(
             {
                 "policy": name,
                 "prompts": len(own),
+                "contexts": len(set(contexts)),
                 "tokens": median(row["tokens"] for row in own),
                 "cost": median(figures["cost"]),
                 "kl": mean(figures["kl"]),
-                "kl_interval": interval(figures["kl"], seed=seed),
+                "kl_interval": interval(figures["kl"], contexts, seed=seed),
                 "agreement": mean(figures["agreement"]),
-                "agreement_interval": interval(figures["agreement"], seed=seed),
+                "agreement_interval": interval(figures["agreement"], contexts, seed=seed),
                 "first_kl": mean(figures["first_kl"]),
                 "repaired": mean(row["repaired"] for row in own),
             }
@@ -205,8 +167,18 @@ def summary(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> list[dict[st
     return found
 
 
-def interval(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> list[float]:
-    """The middle 95 % of the means of resamples."""
+def interval(
+    values: Sequence[float], groups: Sequence[Any] | None = None, *, seed: int = 0, resamples: int = 2000
+) -> list[float]:
+    """The middle 95 % of the means of resamples; values of one group are drawn together."""
+    together: dict[Any, list[float]] = {}
+    for at, value in enumerate(values):
+        together.setdefault(at if groups is None else groups[at], []).append(value)
+    sums = [(sum(own), len(own)) for own in together.values()]
     draw = random.Random(seed)  # noqa: S311
-    means = sorted(mean(draw.choices(values, k=len(values))) for _ in range(resamples))
+    means = []
+    for _ in range(resamples):
+        drawn = draw.choices(sums, k=len(sums))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
     return [means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]]

@@ -9,7 +9,8 @@ Parts, each of which can run alone:
     speculation  tokens a second with drafts, where the answer copies the prompt and where it does not
 
 `python -m eval.bench.kv` has options for parts, lengths and the number of questions. `auto` takes the cheapest policy
-under the bound as measured on one half of the prompts; its figures are those of the other half.
+under the bounds as measured on one half of the contexts; its figures are those of the other half. `--calibrate FILE`
+writes the table that the repair `auto` of the generator `local` reads.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eval.bench._kv_prompts import SETS, Corpus, KvCase, Loaded, corpora, donors_of, kv_cases, load, passages
-from eval.bench._kv_report import BOUND, exact_claims, reuse_claims, speculation_claims, tables
+from eval.bench._kv_report import AGREEMENT, BOUND, exact_claims, reuse_claims, speculation_claims, tables
 from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
 from eval.bench._kv_speed import batch, exact, load_costs, speculation
 from eval.bench._report import Settings, claim, load_average, machine
@@ -36,7 +38,20 @@ PARTS = ("exact", "reuse", "load", "batch", "speculation")
 LENGTHS = (1000, 2000)
 QUESTIONS = 8
 DONORS = 4
+DONOR_TOKENS = 500
 BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReuseSettings:
+    """Of the part reuse. At `together` x 1,000 tokens of context that many questions share it, so that about 1,000
+    tokens came with each. `rows` is a folder that keeps finished contexts and blocks, so that a run can go on."""
+
+    half: str = "dev"
+    policies: Sequence[str] | None = None
+    published: int | None = None
+    together: bool = False
+    rows: Path | None = None
 
 
 def run(
@@ -45,7 +60,7 @@ def run(
     parts: Sequence[str] = PARTS,
     lengths: Sequence[int] = LENGTHS,
     questions: int = QUESTIONS,
-    policies: Sequence[str] | None = None,
+    reuse: ReuseSettings = ReuseSettings(),  # frozen
     loaded: Loaded | None = None,
 ) -> dict[str, Any]:
     """The report. `questions` is the number of prompts of every length, half of them from each set."""
@@ -54,7 +69,7 @@ def run(
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UsageError(f"kv: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     torch.set_num_threads(settings.threads)
-    found = corpora(settings.data or _beside())
+    found = corpora(settings.data or _beside(), reuse.half)
     started = load_average()
     model = load() if loaded is None else loaded
     report: dict[str, Any] = {"bench": "kv", "model": _model(model), "sets": [one.name for one in found]}
@@ -66,7 +81,7 @@ def run(
         report["exact"] = exact(wide, [case for _, case in cases])
         claims += exact_claims(report["exact"])
     if "reuse" in parts:
-        report["reuse"] = [_reuse(model, found, length, questions, policies, settings) for length in lengths]
+        report["reuse"] = [_reuse(model, found, length, questions, reuse, settings) for length in lengths]
         claims += [one for part in report["reuse"] for one in reuse_claims(part)]
     if "load" in parts:
         ids = _cases(model, found, 2000, 1, settings.seed)[0][1].ids
@@ -110,13 +125,15 @@ def _model(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _cases(loaded: Loaded, found: Sequence[Corpus], tokens: int, count: int, seed: int) -> list[tuple[Corpus, KvCase]]:
+def _cases(
+    loaded: Loaded, found: Sequence[Corpus], tokens: int, count: int, seed: int, together: int = 1
+) -> list[tuple[Corpus, KvCase]]:
     """Half of them of each set, the first set's first."""
     cases: list[tuple[Corpus, KvCase]] = []
     for number, corpus in enumerate(found):
         wanted = count // len(found) + (number < count % len(found))
         if wanted:
-            drawn = kv_cases(loaded, corpus, tokens=tokens, count=wanted, seed=seed)
+            drawn = kv_cases(loaded, corpus, tokens=tokens, count=wanted, seed=seed, together=together)
             cases += [(corpus, case) for case in drawn]
     return cases
 
@@ -129,56 +146,83 @@ def _reuse(
     found: Sequence[Corpus],
     length: int,
     questions: int,
-    policies: Sequence[str] | None,
+    reuse: ReuseSettings,
     settings: Settings,
 ) -> dict[str, Any]:
-    """Donors are about as long as what stands before a chunk on average: half of the context."""
+    """Donors are as ingestion would take them, the same whatever the length of the context."""
     rows: list[dict[str, Any]] = []
     lengths: list[int] = []
-    cases = _cases(loaded, found, length, questions, settings.seed)
+    together = max(1, length // 1000) if reuse.together else 1
+    cases = _cases(loaded, found, length, questions, settings.seed, together)
     for corpus in found:
         own = [case for one, case in cases if one is corpus]
         if not own:
             continue
         _tell(settings, f"{corpus.name}: {len(own)} prompts of about {length} tokens")
-        donors = donors_of(loaded, corpus, tokens=length // 2, count=DONORS, seed=settings.seed)
+        donors = donors_of(loaded, corpus, tokens=DONOR_TOKENS, count=DONORS, seed=settings.seed)
         lengths += [len(donor) for donor in donors]
         told = measure(
-            loaded, own, donors, policies=policies, seed=settings.seed, tell=lambda text: _tell(settings, text)
-        )
-        offset = len({row["prompt"] for row in rows})
-        rows += [{**row, "prompt": row["prompt"] + offset, "set": corpus.name} for row in told]
+            loaded, own, donors, policies=reuse.policies, published=reuse.published, seed=settings.seed,
+            folder=reuse.rows / "blocks" if reuse.rows else None,
+            rows_file=reuse.rows / f"{corpus.name}-{length}.jsonl" if reuse.rows else None,
+            tell=lambda text: _tell(settings, text),
+        )  # fmt: skip
+        rows += [{**row, "set": corpus.name} for row in told]
     return {
         "length": length,
+        "half": reuse.half,
+        "questions_a_context": together,
         "donors": {"count": DONORS, "tokens": lengths},
         "policies": summary(rows, seed=settings.seed),
+        "common": summary(_common(rows), seed=settings.seed),
         "auto": auto(rows),
         "rows": rows,
     }
 
 
-def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND) -> dict[str, Any]:
-    """The cheapest policy under `bound` ("all" is full prefill, where there is none), chosen on the even prompts for
-    the odd ones and the other way round; `table` is the calibration from all prompts, for `rag.engine.repair.auto`."""
+def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float = AGREEMENT) -> dict[str, Any]:
+    """The cheapest policy within `bound` and `floor` ("all" is full prefill, where there is none), chosen on the even
+    contexts for the odd ones and the other way round; `table` is the calibration from all of them.
+
+    Methods of papers that ran on fewer contexts are no candidates: a choice compares what saw the same prompts.
+    """
     chosen: list[str] = []
     judged: list[Mapping[str, Any]] = []
     for half in (0, 1):
+        told = summary([row for row in rows if _context(row) % 2 == half])
+        most = max((one["prompts"] for one in told), default=0)
         fits = [
             one
-            for one in summary([row for row in rows if row["prompt"] % 2 == half])
-            if one["policy"] != PREFIX_HIT and one["kl"] <= bound
+            for one in told
+            if one["policy"] != PREFIX_HIT
+            and one["prompts"] == most
+            and one["kl"] <= bound
+            and one["agreement"] >= floor
         ]
         chosen.append(min(fits, key=lambda one: float(one["cost"]))["policy"] if fits else "all")
-        others = [row for row in rows if row["prompt"] % 2 != half]
+        others = [row for row in rows if _context(row) % 2 != half]
         if chosen[-1] == "all":
             full = {"cost": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
             judged += [{**row, **full} for row in others if row["policy"] == PREFIX_HIT]
         else:
             judged += [row for row in others if row["policy"] == chosen[-1]]
     figures = summary([{**row, "policy": "auto"} for row in judged])[0] if judged else None
-    columns = ("policy", "tokens", "cost", "kl")
+    columns = ("policy", "tokens", "cost", "kl", "agreement", "prompts")
     calibration = [{key: one[key] for key in columns} for one in summary(rows) if one["policy"] != PREFIX_HIT]
-    return {"bound": bound, "chosen": chosen, "table": calibration, "figures": figures}
+    return {"bound": bound, "floor": floor, "chosen": chosen, "table": calibration, "figures": figures}
+
+
+def _common(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of the contexts on which every policy ran: only there methods can be compared."""
+    names = {row["policy"] for row in rows}
+    ran: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        ran.setdefault((row["set"], _context(row)), set()).add(row["policy"])
+    return [row for row in rows if ran[row["set"], _context(row)] == names]
+
+
+def _context(row: Mapping[str, Any]) -> int:
+    return int(row.get("context", row["prompt"]))
 
 
 def _batch_of(loaded: Loaded, corpus: Corpus, tokens: int, seed: int) -> tuple[KvCase, list[list[int]]]:
@@ -216,13 +260,23 @@ def _main(
     parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}, with commas between.")] = ",".join(PARTS),
     lengths: Annotated[str, typer.Option(help="Tokens of context, with commas between.")] = "1000,2000",
     questions: Annotated[int, typer.Option(min=1, help="Prompts of every length.")] = QUESTIONS,
+    half: Annotated[str, typer.Option(help="Of the questions: dev, test or all.")] = "dev",
+    policies: Annotated[str, typer.Option(help="Of the part reuse, with commas between; all by default.")] = "",
+    published: Annotated[int | None, typer.Option(min=1, help="Contexts of each set for methods of papers.")] = None,
+    together: Annotated[bool, typer.Option(help="Questions share contexts of 2,000 tokens and more.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Folder that keeps finished contexts and blocks.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     settings = Settings(data=data, rounds=rounds, seed=seed, threads=threads)
     numbers = [int(one) for one in lengths.split(",")]
-    report = run(settings, parts=parts.split(","), lengths=numbers, questions=questions)
+    reuse = ReuseSettings(
+        half=half, policies=policies.split(",") if policies else None, published=published, together=together, rows=rows
+    )
+    if rows is not None:
+        rows.mkdir(parents=True, exist_ok=True)
+    report = run(settings, parts=parts.split(","), lengths=numbers, questions=questions, reuse=reuse)
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,129 @@
+"""Ways to reuse chunks that `rag bench kv` compares: how a chunk's block is made, and what is repaired.
+
+A method from a paper is given the blocks that its paper makes. Blocks of ingestion are made once a chunk and kept in a
+folder, as an index keeps them; what depends on the prompt is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.bench._kv_prompts import KvCase, Loaded
+
+if TYPE_CHECKING:
+    from rag.engine.blocks import KvBlock
+    from rag.engine.donor import DonorMean
+    from rag.engine.store import KvStore
+
+__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "Blocks", "Recipe", "recipes"]
+
+PREFIX_HIT = "prefix-hit"
+OURS = (
+    "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
+    "mix+q5", "mix+q10", "mix+q15", "mix+q20",
+)  # fmt: skip
+PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20")
+PASSAGE_BEFORE = 200
+"""Tokens of each of the two passages behind which Cache-Craft's blocks are observed."""
+
+Recipe = tuple[str, Any]
+"""Kind of the blocks, repair policy."""
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every policy with the blocks it is meant for. "mix" takes the first chunk as it is behind the true prefix."""
+    from rag.engine.repair.ape import Ape
+    from rag.engine.repair.blend import Blend
+    from rag.engine.repair.cache_craft import CacheCraft
+    from rag.engine.repair.epic import Epic
+    from rag.engine.repair.first_variance import FirstVariance
+    from rag.engine.repair.naive import Naive
+    from rag.engine.repair.prophet import Prophet
+    from rag.engine.repair.variance import Variance
+
+    return {
+        "naive": ("solo", Naive()),
+        "epic-16": ("solo", Epic(k=16)),
+        "blend-15": ("solo", Blend(share=0.15)),
+        "cache-craft": ("observed", CacheCraft()),
+        "ape": ("prefixed", Ape()),
+        "prophet-20": ("solo", Prophet(share=0.2)),
+        "donor-mean": ("mean", Naive()),
+        "donor-mean+v5": ("mean", Variance(share=0.05)),
+        "donor-mean+v15": ("mean", Variance(share=0.15)),
+        "mix": ("mix", Naive()),
+        "mix+f16": ("mix", FirstVariance(k=16, share=0.0)),
+        "mix+f16+v5": ("mix", FirstVariance(k=16, share=0.05)),
+        "mix+v15": ("mix", Variance(share=0.15)),
+        "mix+q5": ("mix", Prophet(share=0.05)),
+        "mix+q10": ("mix", Prophet(share=0.1)),
+        "mix+q15": ("mix", Prophet(share=0.15)),
+        "mix+q20": ("mix", Prophet(share=0.2)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Makes the blocks of a context. `store` keeps the donor means; `name` says of which donors they are."""
+
+    loaded: Loaded
+    means: DonorMean
+    unrelated: Sequence[Sequence[int]]
+    store: KvStore | None = None
+    name: str = "donor-mean"
+
+    def of(self, case: KvCase, kinds: set[str]) -> dict[str, list[KvBlock]]:
+        from rag.engine.blocks import make_block
+        from rag.engine.observed import make_observed_block
+
+        model = self.loaded.model
+        found: dict[str, list[KvBlock]] = {}
+        if "solo" in kinds:
+            found["solo"] = [make_block(model, chunk) for chunk in case.chunks]
+        if "prefixed" in kinds:
+            found["prefixed"] = [make_block(model, chunk, case.prefix) for chunk in case.chunks]
+        if kinds & {"mean", "mix"}:
+            found["mean"] = [self._mean(chunk) for chunk in case.chunks]
+            first = make_block(model, case.chunks[0], case.prefix)
+            found["mix"] = [replace(first, variance=None), *found["mean"][1:]]
+        if "observed" in kinds:
+            found["observed"] = [
+                make_observed_block(model, chunk, case.prefix, self.unrelated) for chunk in case.chunks
+            ]
+        return found
+
+    def _mean(self, chunk: Sequence[int]) -> KvBlock:
+        if self.store is None:
+            return self.means.block(chunk)
+        dtype = _kv_type(self.loaded.model.dtype)
+        held = self.store.get(chunk, self.loaded.model.fingerprint, self.name, dtype=dtype)
+        if held is None:
+            held = self.means.block(chunk)
+            self.store.put(held, self.name, ["bench"], dtype=dtype)
+        return held
+
+
+def _kv_type(dtype: Any) -> Any:
+    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(dtype), "fp32")
+
+
+def blocks_of(loaded: Loaded, prefix: Sequence[int], donors: Sequence[Sequence[int]], folder: Path | None) -> Blocks:
+    """`folder` keeps the donor means from run to run; None keeps nothing."""
+    from rag.engine.donor import DonorMean
+    from rag.engine.observed import chunk_name
+    from rag.engine.store import KvStore
+
+    return Blocks(
+        loaded=loaded,
+        means=DonorMean(loaded.model, prefix, donors),
+        unrelated=[donor[:PASSAGE_BEFORE] for donor in donors[:2]],
+        store=None if folder is None else KvStore(folder, max_bytes=1 << 40),
+        name=f"donor-mean {chunk_name([*prefix, *(token for donor in donors for token in donor)])}",
+    )
+
+
+Chosen = Mapping[str, Recipe]
+Tell = Callable[[str], None]
