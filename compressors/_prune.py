@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compressors._band import NEAR, Fill, Lumps, met
 from rag.protocols import Corpus, TokenCounter
 from rag.spans.filling import lazy_greedy, token_counts
 from rag.spans.pieces import context_of, count_kept, joined
@@ -26,9 +27,6 @@ _LEANS = re.compile(
     r"moreover|furthermore|also|instead|otherwise|similarly|consequently|nevertheless|then|but|and|so)\b",
     re.IGNORECASE,
 )
-_NEAR = 0.97
-"""A context of that share of the target or more is near enough."""
-_ROUNDS = 8
 _PAIRS = 64
 """Units on either side that are tried for an exchange: those of least gain that stay, of most gain that go."""
 _LOSS = 0.1
@@ -90,16 +88,20 @@ class Pruning:
     def run(self, name: str, target: int, lam: float) -> CompressedContext:
         """The context with at most `target` tokens, and 97 % of it if whole sentences allow."""
         order = self._ordered(lam)
-        budget, best, most = target, set[int](), -1
-        for _ in range(_ROUNDS):
-            chosen = self._filled(order, budget)
-            count = count_kept(self._bubble, self._kept(chosen), self._counter)
-            if count <= target and count > most:
-                best, most = chosen, count
-            if _NEAR * target <= count <= target or count == 0 or len(chosen) == len(order):
-                break
-            budget += target - count
-        return context_of(self._bubble, self._kept(best), self._counter, name, self._ledger(order, best))
+        lumps = Lumps(
+            tokens=dict(enumerate(self._tokens)),
+            owners={number: unit.owner for number, unit in enumerate(self._units.units)},
+            gains=dict(order),
+            separator=self._separator,
+            needs=self._needs,
+        )
+        found = met(
+            lambda budget: self._filled(order, budget),
+            lambda chosen: count_kept(self._bubble, self._kept(chosen), self._counter),
+            lumps,
+            target,
+        )
+        return context_of(self._bubble, self._kept(found.chosen), self._counter, name, self._ledger(order, found))
 
     def _ordered(self, lam: float) -> list[tuple[int, float]]:
         """(unit, gain) by gain, all units of the pool: the same for every target."""
@@ -130,7 +132,7 @@ class Pruning:
                     chosen |= wanted
                     used += cost
                     break
-        near = int((1 - _NEAR) * budget)
+        near = int((1 - NEAR) * budget)
         if budget - used > near:
             self._exchange(order, chosen, budget - used, near)
         return chosen
@@ -170,18 +172,19 @@ class Pruning:
             chosen.remove(old)
             chosen.add(new)
 
-    def _kept(self, chosen: set[int]) -> list[tuple[Span, ...]]:
+    def _kept(self, chosen: Iterable[int]) -> list[tuple[Span, ...]]:
         spans: list[list[Span]] = [[] for _ in self._bubble.hits]
         for number in chosen:
             unit = self._units.units[number]
             spans[unit.owner].append(unit.span)
         return [joined(one) for one in spans]
 
-    def _ledger(self, order: Sequence[tuple[int, float]], chosen: set[int]) -> list[Decision]:
+    def _ledger(self, order: Sequence[tuple[int, float]], found: Fill) -> list[Decision]:
         """A line for each sentence, in the order of gain; repeated ones last."""
         relevance = dict(zip(self._numbers, map(float, self._values), strict=True))
+        chosen = found.chosen
         needed = {self._needs[number]: number for number in chosen if number in self._needs}
-        lines = [(number, gain, self._reason(number, chosen, needed)) for number, gain in order]
+        lines = [(number, gain, _reason(number, found, needed)) for number, gain in order]
         lines += [
             (n, 0.0, "says what an earlier sentence says") for n, twin in enumerate(self._units.twins) if twin >= 0
         ]
@@ -200,7 +203,10 @@ class Pruning:
             for number, gain, reason in lines
         ]
 
-    def _reason(self, number: int, chosen: set[int], needed: Mapping[int, int]) -> str:
-        if number not in chosen:
-            return "does not fit any more"
+
+def _reason(number: int, found: Fill, needed: Mapping[int, int]) -> str:
+    if number in found.refilled:
+        return "fills the room that larger gains left"
+    if number in found.chosen:
         return "a kept sentence leans on it" if number in needed else "largest gain"
+    return "does not fit any more" if found.near else "does not fit any more, nor comes any set of sentences nearer"

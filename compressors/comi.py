@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compressors._lumps import fitted_whole
 from compressors._nearness import head_vectors, softmax
-from compressors._words import Part, fitted, kept_spans, ledger, parts_of, whole_sentences
+from compressors._words import Part, kept_spans, ledger, parts_of, whole_sentences
 from rag.errors import ConfigError
 from rag.protocols import Compressor, Corpus, Embedder, TokenCounter, service
 from rag.spans.pieces import aim, check_size, context_of, unchanged
@@ -65,8 +66,7 @@ class ComiCompressor(Compressor):
         vectors = head_vectors(self.embedder, [part.text for part in parts], corpus).astype("float64")
         question = self.embedder.embed_question(bubble.question).astype("float64")
         order, score = self._order(parts, vectors, question, goal)
-        rank = {number: -float(at) for at, number in enumerate(order)}
-        chosen = fitted(bubble, parts, [[rank[number]] for number in range(len(parts))], goal, self.counter)
+        chosen = fitted_whole(bubble, parts, order, goal, self.counter)
         decisions = ledger(bubble, parts, chosen, score, "marginal information gain")
         return context_of(bubble, kept_spans(parts, chosen, len(bubble.hits)), self.counter, "comi", decisions)
 

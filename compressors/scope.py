@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from compressors._asking import Reader
+from compressors._lumps import fitted_whole
 from compressors._nearness import head_vectors
 from compressors._scope import Group, Keywords, groups_of, has, keywords_of, ratios, sizes_left
-from compressors._words import Part, fitted, kept_spans, ledger, parts_of, whole_sentences
+from compressors._words import Part, kept_spans, ledger, parts_of, whole_sentences
 from rag.errors import ConfigError
 from rag.protocols import Compressor, Corpus, Embedder, Generator, TokenCounter, service
 from rag.spans.pieces import aim, check_size, context_of, text_of, unchanged
@@ -85,8 +86,8 @@ class ScopeCompressor(Compressor):
         left = sizes_left(groups, values, share, goal)
         keywords = keywords_of(bubble, corpus, words, groups, self.keywords)
         parts = whole_sentences(words)
-        rank = _ranks(parts, groups, values, left, keywords, relevance)
-        chosen = fitted(bubble, parts, [[rank[number]] for number in range(len(parts))], goal, self.counter)
+        order = _order(parts, groups, values, left, keywords, relevance)
+        chosen = fitted_whole(bubble, parts, order, goal, self.counter)
         reasons = [""] * len(parts)
         for group, room in zip(groups, left, strict=True):
             for number in group.parts:
@@ -110,15 +111,15 @@ class ScopeCompressor(Compressor):
         return [float(value) for value in near], [1.0, *map(float, pairs)][: len(parts)]
 
 
-def _ranks(
+def _order(
     parts: Sequence[Part],
     groups: Sequence[Group],
     values: Sequence[float],
     left: Sequence[int],
     keywords: Sequence[Keywords],
     relevance: Sequence[float],
-) -> dict[int, float]:
-    """The priority of each sentence: those within their group's room first, groups by relevance."""
+) -> list[int]:
+    """All sentences: those within their group's room first, groups by relevance."""
     inside: list[int] = []
     outside: list[int] = []
     for at in sorted(range(len(groups)), key=lambda at: (-round(values[at], 6), at)):
@@ -134,7 +135,7 @@ def _ranks(
                 inside.append(number)
             else:
                 outside.append(number)
-    return {number: -float(at) for at, number in enumerate([*inside, *outside])}
+    return [*inside, *outside]
 
 
 @dataclass(frozen=True)

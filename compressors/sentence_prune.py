@@ -23,8 +23,10 @@ class SentencePruneCompressor(Compressor):
     sentences, BM25 of sentence and of chunk, scaled retriever score) + `nearby` * (IDF share of the question's words in
     it or near it) + `kappa` * v of the better neighbour. Sentences are ordered greedily by v - `lam` * (largest
     similarity with one before it) and taken in that order as long as they fit; one is exchanged at the end where that
-    comes nearer to the target. Nothing is cut inside of a sentence, so numbers, negations and names are never mangled;
-    one longer than `unit_chars` characters is parted at lines or words.
+    comes nearer to the target. Where more than 3 % of the target is left even so, those of least gain are freed and the
+    room is filled anew, the better half untouched (the rule is in compressors/_band.py). Nothing is cut inside of a
+    sentence, so numbers, negations and names are never mangled; one longer than `unit_chars` characters is parted at
+    lines or words.
 
     `repair`: a sentence that opens with a reference or a connective brings the one before it along, a row of a table
     its header row, where that fits. Without an embedder words alone decide.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
@@ -77,15 +77,19 @@ def _off(sizes: list[float | None]) -> float:
 
 
 def _compared(one: Evaluated, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Every compressor minus the baseline at the same rate, in recall: paired bootstrap, Holm over compressors."""
+    """Every compressor minus the baseline at the same rate, in recall (paired bootstrap, Holm over compressors), and in
+    `answer` and `likelihood` over the questions that have them. References are there where the baseline is none.
+    """
     import numpy as np
 
+    told = {id(row): one.likelihoods.get(number, []) for number, row in enumerate(one.rows)}
+    left_out = "(" if settings.baseline.startswith("(") else "(oracle)"
     for rate in sorted(settings.rates, reverse=True):
         here = [row for row in one.rows if row.rate == rate]
         base = next((row for row in here if row.compressor == settings.baseline), None)
         if base is None:
             raise UsageError(f"--baseline {settings.baseline}: neither a compressor of this run nor a reference")
-        others = [row for row in here if row is not base and not row.compressor.startswith("(")]
+        others = [row for row in here if row is not base and not row.compressor.startswith(left_out)]
         if not others:
             continue
         scores = np.array([row.scores("recall") for row in others], dtype=np.float64)
@@ -95,7 +99,24 @@ def _compared(one: Evaluated, settings: Settings) -> Iterator[dict[str, Any]]:
             yield {
                 "compressor": row.compressor, "rate": rate, "mean": round(found.mean, 4), "low": round(found.low, 4),
                 "high": round(found.high, 4), "p_holm": round(p, 4),
+                "answer": _difference(row.scores("answer"), base.scores("answer"), settings),
+                "likelihood": _difference(told[id(row)], told[id(base)], settings),
             }  # fmt: skip
+
+
+def _difference(
+    values: Sequence[float | None], against: Sequence[float | None], settings: Settings
+) -> dict[str, Any] | None:
+    """Mean paired difference with its interval, None without a question that has both."""
+    import numpy as np
+
+    pairs = [(a, b) for a, b in zip(values, against, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return None
+    both = np.array(pairs, dtype=np.float64).T
+    found = differences(both[:1], both[1:], resamples=settings.resamples, seed=settings.seed)[0]
+    ends = {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+    return {**ends, "questions": len(pairs)}
 
 
 def timings_of(done: Evaluation) -> dict[str, Any]:
@@ -135,6 +156,17 @@ def _questions(done: Evaluation) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
+def _side_by_side(comparisons: Sequence[Mapping[str, Any]], baseline: str) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows: differences in answers kept and in likelihood, each with its interval."""
+    header = [f"minus {baseline}", "rate", "answers kept", "low", "high", "likelihood", "low", "high", "questions"]
+    rows = []
+    for one in comparisons:
+        answer, likelihood = one["answer"] or {}, one["likelihood"] or {}
+        ends = [found.get(key) for found in (answer, likelihood) for key in ("mean", "low", "high")]
+        rows.append([one["compressor"], one["rate"], *ends, likelihood.get("questions")])
+    return header, rows
+
+
 def markdown(report: Mapping[str, Any], timings: Mapping[str, Any] | None = None) -> str:
     """The report for people."""
     parts = [
@@ -161,6 +193,7 @@ def markdown(report: Mapping[str, Any], timings: Mapping[str, Any] | None = None
         made = ([c["compressor"], c["rate"], c["mean"], c["low"], c["high"], c["p_holm"]] for c in one["comparisons"])
         names = [f"recall minus {report['baseline']}", "rate", "mean", "low", "high", "p (Holm)"]
         parts.append(table(names, made, 3))
+        parts.append(table(*_side_by_side(one["comparisons"], report["baseline"]), 3))
         faults = [
             f"- {row['compressor']} at {row['rate']}: {law}, {count} questions"
             for row in one["rows"]

@@ -147,6 +147,27 @@ def test_the_baseline_must_be_there(done: Evaluation) -> None:
         report_of(done, replace(SETTINGS, baseline="nobody"))
 
 
+def test_a_compressor_as_baseline_is_compared_with_references_in_answers_and_likelihood() -> None:
+    settings = replace(SETTINGS, compressors=("sentence-prune",), baseline="sentence-prune", rates=(0.5,))
+    found = evaluate(settings, [tiny()], lambda line: None)
+    rows = found.sets["tiny"].rows
+    nats = {
+        at: [float(row.compressor == "sentence-prune") - 2.0 - one / 8 for one in range(6)]
+        for at, row in enumerate(rows)
+    }
+    report = report_of(replace(found, sets={"tiny": replace(found.sets["tiny"], likelihoods=nats)}), settings)
+    made = {one["compressor"]: one for one in report["sets"]["tiny"]["comparisons"]}
+    assert set(made) == {"(truncate)", "(top-k)", "(random)"}
+    assert made["(random)"]["likelihood"] == {"mean": -1.0, "low": -1.0, "high": -1.0, "questions": 6}
+    assert made["(random)"]["answer"]["questions"] == len(TOPICS)
+    claims = {one["claim"]: one for one in report["claims"]}
+    lead = "(+1.000 [+1.000, +1.000], 6 questions), lower end"
+    name = f"tiny, rate 0.5: sentence-prune makes the gold answer likelier than (random) {lead}"
+    assert claims[name]["holds"]
+    assert any("keeps more answer strings than (truncate)" in text for text in claims)
+    assert "minus sentence-prune" in markdown(report)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
