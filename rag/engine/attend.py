@@ -1,5 +1,5 @@
-"""Attention that a cache can ask for: some of its slots read with a temperature and a scale, its weights summed, or a
-context that a whole batch shares read before its own slots.
+"""Attention that a cache can ask for: some of its slots read with a temperature and a scale, its weights summed, a
+context that a whole batch shares read before its own slots, or layers that hold different numbers of slots.
 
 The function is registered with transformers once, under a name of its own, and used only while such a cache is read.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -67,14 +68,28 @@ class SharedContext:
 
 @dataclass(eq=False, slots=True)
 class WindowVotes:
-    """Of every layer, by its number, the attention (kv heads, slots) that the tokens of one pass gave to all slots,
-    summed over the tokens and over the query heads of a kv head; float32."""
+    """Of every layer, by its number, the attention (kv heads, slots) that the tokens of the last pass gave to all
+    slots, summed over the tokens and over the query heads of a kv head; float32.
+
+    With `whole`, every pass is also summed: `received` (kv heads, slots) is the attention that each token got from all
+    tokens that ran, and `entropy` (tokens) that of each token's own attention, in nats, mean over heads.
+    """
 
     of_layer: dict[int, Tensor] = field(default_factory=dict)
+    whole: bool = False
+    received: dict[int, Tensor] = field(default_factory=dict)
+    entropy: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, layer: int, weights: Tensor, kv_heads: int) -> None:
         """`weights` (1, heads, queries, slots)."""
-        self.of_layer[layer] = weights[0].reshape(kv_heads, -1, weights.shape[-1]).sum(1)
+        self.of_layer[layer] = given = weights[0].reshape(kv_heads, -1, weights.shape[-1]).sum(1)
+        if self.whole:
+            spread = torch.special.entr(weights[0]).sum(-1).mean(0)
+            if layer in self.received:
+                before = self.received[layer]
+                given = given + pad(before, (0, given.shape[-1] - before.shape[-1]))
+                spread = torch.cat((self.entropy[layer], spread))
+            self.received[layer], self.entropy[layer] = given, spread
 
 
 @contextmanager
@@ -99,10 +114,14 @@ def _attend(
     mass: AttentionMass | None = None,
     shared: SharedContext | None = None,
     votes: WindowVotes | None = None,
+    own_lengths: bool = False,
     **given: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d). With a shared
-    context the batch may be larger, and a mask (batch, 1, queries, slots) is needed."""
+    context the batch may be larger, and a mask (batch, 1, queries, slots) is needed. `own_lengths`: the layers hold
+    different numbers of slots, so that the model's one mask does not fit them all and each layer gets its own."""
+    if own_lengths:
+        attention_mask = _causal(query.shape[-2], key.shape[-2], query.device)[None, None]
     if shared is not None and attention_mask is not None:
         own, context = (key, value), shared.layers[module.layer_idx]
         merged = _attend_shared(query, own, attention_mask, context, scaling or query.shape[-1] ** -0.5)
@@ -162,8 +181,11 @@ def _seen(scores: Tensor, mask: Tensor | None) -> Tensor:
     """No mask means that the queries are the last of the slots and none reads a later one."""
     if mask is not None:
         return mask
-    queries, slots = scores.shape[-2:]
-    return torch.ones(queries, slots, dtype=torch.bool, device=scores.device).tril(slots - queries)
+    return _causal(scores.shape[-2], scores.shape[-1], scores.device)
+
+
+def _causal(queries: int, slots: int, device: torch.device) -> Tensor:
+    return torch.ones(queries, slots, dtype=torch.bool, device=device).tril(slots - queries)
 
 
 def _scale(scores: Tensor, asked: ScaledContext) -> None:

@@ -6,7 +6,7 @@ transformers takes `past_key_values`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rag.engine.errors import EngineError
 
-__all__ = ["KvCache", "KvLayer"]
+__all__ = ["KvCache", "KvLayer", "Merge"]
+
+Merge = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""From a layer's number, its keys and values (kv heads, slots, d) and the kept slots (kv heads, kept): the keys and
+values (kv heads, kept, d) that stand there from now on. None: those that stood there."""
 
 
 class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__
     """One layer: `keys` and `values` are (batch, kv heads, capacity, d), of which the first `length` slots are used.
 
     With `slots` set, an update overwrites those slots instead of appending, and attention sees slots up to the last
-    of them.
+    of them. `lead` slots of it are more than the shortest layer of the cache has.
     """
 
     is_sliding = False
@@ -33,6 +37,7 @@ class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
+        self.lead = 0
         self.slots: Tensor | None = None
         self.slots_stop = 0
 
@@ -93,7 +98,7 @@ class KvLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
 
     def reset(self) -> None:
         super().reset()
-        self.length = 0
+        self.length = self.lead = 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last tokens; as in transformers the count is negative."""
@@ -118,7 +123,8 @@ class KvCache(Cache):
     Ranges are read and written as (layers, kv heads, tokens, d) for the one sequence of batch size 1. `attention` says
     how this cache wants to be read, by the names that `rag.engine.attend` knows; empty is the model's own way. `moved`
     says that the keys of its prefix were turned to other positions, or that some are gone: no other prompt can start
-    with them. `dropped` tokens are gone from every layer, so the next one's position is `length` + `dropped`.
+    with them. `length` is that of the shortest layer, and `dropped` tokens are gone from it, so the next one's position
+    is `length` + `dropped`.
     """
 
     def __init__(self, layers: int, capacity: int = 256) -> None:
@@ -132,7 +138,12 @@ class KvCache(Cache):
 
     @property
     def length(self) -> int:
-        return self.kv_layers[0].length
+        return self.kv_layers[0].length - self.kv_layers[0].lead
+
+    @property
+    def even(self) -> bool:
+        """Whether all layers hold the same number of slots; a cache where they do not is only decoded from."""
+        return not any(layer.lead for layer in self.kv_layers)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[no-untyped-call]
@@ -140,17 +151,18 @@ class KvCache(Cache):
 
     def reserve(self, tokens: int) -> None:
         for layer in self.kv_layers:
-            layer.reserve(tokens)
+            layer.reserve(tokens + layer.lead)
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens."""
         if not 0 <= length <= self.length:
             raise EngineError(f"cannot keep {length} tokens of a cache of {self.length}")
         for layer in self.kv_layers:
-            layer.length = length
+            layer.length = length + layer.lead
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Copies of the keys and values of [start, stop), keys as rotated to their positions."""
+        self._require_even()
         if not 0 <= start < stop <= self.length:
             raise EngineError(f"cannot read [{start}, {stop}) of a cache of {self.length} tokens")
         pairs = [layer.buffers() for layer in self.kv_layers]
@@ -168,6 +180,7 @@ class KvCache(Cache):
                 f"a range is (layers, kv heads, tokens, d) with {len(self.kv_layers)} layers, "
                 f"not {tuple(keys.shape)} and {tuple(values.shape)}"
             )
+        self._require_even()
         stop = start + keys.shape[2]
         for layer, k, v in zip(self.kv_layers, keys, values, strict=True):
             layer.reserve(stop)
@@ -179,24 +192,38 @@ class KvCache(Cache):
                 held[1][:, :, start:stop] = v
             layer.length = max(layer.length, stop)
 
-    def keep(self, slots: Sequence[Tensor]) -> None:
+    def keep(self, slots: Sequence[Tensor], merge: Merge | None = None) -> None:
         """Of every layer and kv head only these slots, ascending: for every layer (kv heads, kept), or (1, kept) for
-        all heads alike. Keys stay as they are rotated, so that the tokens keep their positions."""
-        counts = {one.shape[-1] for one in slots}
-        if len(slots) != len(self.kv_layers) or len(counts) != 1:
-            raise EngineError(f"every one of {len(self.kv_layers)} layers keeps as many slots as the others")
-        (count,) = counts
-        for layer, chosen in zip(self.kv_layers, slots, strict=True):
-            held = layer.buffers()
-            layer.capacity = count  # the room of what is gone is given back
+        all heads alike. Keys stay as they are rotated, so that the tokens keep their positions.
+
+        Layers may keep different numbers. `merge` may say what stands in the kept slots instead of what stood there.
+        """
+        if len(slots) != len(self.kv_layers):
+            raise EngineError(f"every one of {len(self.kv_layers)} layers is told what it keeps, not {len(slots)}")
+        shortest = min(one.shape[-1] for one in slots)
+        position = self.length + self.dropped
+        for number, (layer, chosen) in enumerate(zip(self.kv_layers, slots, strict=True)):
+            held = [one[:, :, : layer.length] for one in layer.buffers()]
+            if held[0].shape[0] != 1:
+                raise EngineError(f"slots are kept of one sequence, not of a batch of {held[0].shape[0]}")
+            places = chosen.to(held[0].device).expand(held[0].shape[1], -1)
+            with torch.no_grad():
+                made = merge(number, held[0][0], held[1][0], places) if merge is not None else None
+                kept = made or tuple(one[0].gather(1, places[..., None].expand(-1, -1, one.shape[3])) for one in held)
+            layer.capacity = layer.length = chosen.shape[-1]  # the room of what is gone is given back
+            layer.lead = layer.length - shortest
             layer.keys, layer.values = (layer._room(one) for one in held)
             with torch.no_grad():
-                for one, kept in zip(held, layer.buffers(), strict=True):
-                    places = chosen.to(one.device)[None, :, :, None].expand(1, one.shape[1], count, one.shape[3])
-                    kept.copy_(one.gather(2, places))
-        self.dropped += self.length - count
+                for part, room in zip(kept, layer.buffers(), strict=True):
+                    room.copy_(part[None])
+        self.dropped = position - shortest
         self.moved = self.moved or self.dropped > 0
-        self.truncate(count)
+        if not self.even:
+            self.attention = {"own_lengths": True}
+
+    def _require_even(self) -> None:
+        if not self.even:
+            raise EngineError("the layers of this cache hold different numbers of slots: it is only decoded from")
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.write(self.length, keys, values)

@@ -13,7 +13,6 @@ from rag.engine.attend import WindowVotes  # noqa: E402
 from rag.engine.budget import KvBudget, prefill_within  # noqa: E402
 from rag.engine.budget.sink_recent import SinkRecent  # noqa: E402
 from rag.engine.budget.snapkv import SnapKv  # noqa: E402
-from rag.engine.cache import KvCache  # noqa: E402
 from rag.engine.decode import generate  # noqa: E402
 from rag.engine.draft import SuffixDraft  # noqa: E402
 from rag.engine.model import FAMILIES  # noqa: E402
@@ -119,9 +118,3 @@ def _too_wide() -> None:
             return 99
 
     prefill_within(shared(), IDS, Wide(budget=20))
-
-
-def test_layers_keep_alike() -> None:
-    cache = KvCache(2)
-    with pytest.raises(EngineError, match="as many slots"):
-        cache.keep([torch.arange(3)[None], torch.arange(2)[None]])
