@@ -16,12 +16,14 @@ from typing import Any
 
 from rag.prompt import SYSTEM
 
-__all__ = ["SETS", "Corpus", "KvCase", "Loaded", "corpora", "donors_of", "kv_cases", "load"]
+__all__ = ["SETS", "Corpus", "KvCase", "Loaded", "Rank", "by_relevance", "corpora", "donors_of", "kv_cases", "load"]
 
 SETS = ("hotpotqa_200", "2wiki_164")
 PASSAGE = 220
 """Tokens of a passage, at most."""
 _BODY = "<<body>>"
+Rank = Callable[[Sequence[str], Sequence[str]], list[int]]
+"""From questions and texts, the places of the texts in the order in which they stand in a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +114,12 @@ def _sample() -> Corpus:
     return Corpus(name="sample", texts=parts, questions=[(one.text, ()) for one in questions()], outside=outside)
 
 
-def kv_cases(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int, together: int = 1) -> list[KvCase]:
+def kv_cases(
+    loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: int, together: int = 1, rank: Rank | None = None
+) -> list[KvCase]:
     """`count` questions, drawn by `seed` whatever `tokens` is, each `together` of which share passages of at most
-    `tokens` tokens in all: those they came with, in turns and in an order of chance, then others of the corpus."""
+    `tokens` tokens in all: those they came with, in turns, then others of the corpus. They stand as `rank` has them,
+    or in an order of chance."""
     draw = random.Random(seed)  # noqa: S311
     asked = draw.sample(list(corpus.questions), min(count, len(corpus.questions)))
     keys = sorted(corpus.texts)
@@ -125,8 +130,14 @@ def kv_cases(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: i
         own = [draw.sample(list(came), len(came)) for _, came in group]
         order = [key for turn in zip_longest(*own) for key in turn if key is not None]
         order += draw.sample(keys, min(len(keys), tokens // 20))
-        chunks = passages(loaded, [corpus.texts[key] for key in dict.fromkeys(order)], tokens)
-        draw.shuffle(chunks)
+        taken = [corpus.texts[key] for key in dict.fromkeys(order)]
+        if rank is None:
+            chunks = passages(loaded, taken, tokens)
+            draw.shuffle(chunks)
+        else:
+            fits = passages_at(loaded, taken, tokens)
+            texts = [f"{taken[at][0]}\n{taken[at][1]}" for at, _ in fits]
+            chunks = [fits[at][1] for at in rank([question for question, _ in group], texts)]
         for question, _ in group:
             tail = loaded.encode(f"\nQuestion: {question}\n") + loaded.encode(loaded.after)
             cases.append(KvCase(prefix=prefix, chunks=chunks, tail=tail))
@@ -146,12 +157,30 @@ def donors_of(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: 
 
 def passages(loaded: Loaded, texts: Sequence[tuple[str, str]], tokens: int) -> list[list[int]]:
     """Of the texts those that fit into `tokens`, cut to PASSAGE tokens each."""
-    chunks: list[list[int]] = []
+    return [chunk for _, chunk in passages_at(loaded, texts, tokens)]
+
+
+def passages_at(loaded: Loaded, texts: Sequence[tuple[str, str]], tokens: int) -> list[tuple[int, list[int]]]:
+    """As `passages`, each with its place in `texts`."""
+    chunks: list[tuple[int, list[int]]] = []
     left = tokens
-    for title, text in texts:
+    for at, (title, text) in enumerate(texts):
         close = loaded.encode("\n</document>\n")
         body = loaded.encode(f"\n<document>\nSource: {title}\n{text.strip()}")[: PASSAGE - len(close)] + close
         if len(body) <= left:
-            chunks.append(body)
+            chunks.append((at, body))
             left -= len(body)
     return chunks
+
+
+def by_relevance() -> Rank:
+    """The nearest to any of the questions first, by the cosines of MiniLM."""
+    from rag.registry import build
+
+    embedder = build("embedder", "minilm", services={})
+
+    def rank(questions: Sequence[str], texts: Sequence[str]) -> list[int]:
+        near = (embedder.embed(texts) @ embedder.embed(questions).T).max(axis=1)
+        return sorted(range(len(texts)), key=lambda at: (-round(float(near[at]), 6), at))
+
+    return rank

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from rag.engine.donor import DonorMean
     from rag.engine.store import KvStore
 
-__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "Blocks", "Recipe", "recipes"]
+__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "Blocks", "Recipe", "blocks_of", "recipes"]
 
 PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
-    "mix+q5", "mix+q10", "mix+q15", "mix+q20",
+    "mix+p10", "mix+i5", "mix+i10", "mix+i15", "mix+i20",
 )  # fmt: skip
-PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20")
+PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
 """Tokens of each of the two passages behind which Cache-Craft's blocks are observed."""
 
@@ -40,6 +40,7 @@ def recipes() -> dict[str, Recipe]:
     from rag.engine.repair.cache_craft import CacheCraft
     from rag.engine.repair.epic import Epic
     from rag.engine.repair.first_variance import FirstVariance
+    from rag.engine.repair.info_flow import InfoFlow
     from rag.engine.repair.naive import Naive
     from rag.engine.repair.prophet import Prophet
     from rag.engine.repair.variance import Variance
@@ -51,6 +52,7 @@ def recipes() -> dict[str, Recipe]:
         "cache-craft": ("observed", CacheCraft()),
         "ape": ("prefixed", Ape()),
         "prophet-20": ("solo", Prophet(share=0.2)),
+        "info-flow-20": ("solo", InfoFlow(share=0.2)),
         "donor-mean": ("mean", Naive()),
         "donor-mean+v5": ("mean", Variance(share=0.05)),
         "donor-mean+v15": ("mean", Variance(share=0.15)),
@@ -58,10 +60,11 @@ def recipes() -> dict[str, Recipe]:
         "mix+f16": ("mix", FirstVariance(k=16, share=0.0)),
         "mix+f16+v5": ("mix", FirstVariance(k=16, share=0.05)),
         "mix+v15": ("mix", Variance(share=0.15)),
-        "mix+q5": ("mix", Prophet(share=0.05)),
-        "mix+q10": ("mix", Prophet(share=0.1)),
-        "mix+q15": ("mix", Prophet(share=0.15)),
-        "mix+q20": ("mix", Prophet(share=0.2)),
+        "mix+p10": ("mix", Prophet(share=0.1)),
+        "mix+i5": ("mix", InfoFlow(share=0.05)),
+        "mix+i10": ("mix", InfoFlow(share=0.1)),
+        "mix+i15": ("mix", InfoFlow(share=0.15)),
+        "mix+i20": ("mix", InfoFlow(share=0.2)),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+from eval.bench._kv_budget import budget_table
 from eval.bench._kv_reuse import OURS, PREFIX_HIT, PUBLISHED
 from eval.bench._report import claim, table
 
@@ -74,6 +75,7 @@ def tables(report: Mapping[str, Any]) -> str:
             for one in sorted(part["policies"], key=lambda one: float(one["cost"]))
         ]
         parts.append(table([f"{part['length']} tokens", *keys], rows))
+    parts += [budget_table(one) for one in report.get("budget", ())]
     if "speculation" in report:
         kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for one in report["speculation"]:

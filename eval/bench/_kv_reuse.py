@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.bench._kv_prompts import KvCase, Loaded
 from eval.bench._kv_recipes import OURS, PREFIX_HIT, PUBLISHED, Blocks, Chosen, Tell, blocks_of, recipes
+from rag.errors import UsageError
 
 if TYPE_CHECKING:
     from rag.engine.blocks import KvBlock
@@ -34,7 +35,8 @@ def measure(
     donors: Sequence[Sequence[int]],
     *,
     policies: Sequence[str] | None = None,
-    published: int | None = None,
+    everywhere: Sequence[str] = (),
+    first: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
     rows_file: Path | None = None,
@@ -42,26 +44,28 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for every prompt and policy: name, cost, kl, first_kl, agreement, tokens, repaired, context.
 
-    Neighbours in `cases` that share their passages are one context, which is prefilled once. `policies` of papers run
-    on the first `published` contexts. With `rows_file` contexts that it tells of already are not run again.
+    Neighbours in `cases` that share their passages are one context, which is prefilled once. `policies` run on the
+    `first` contexts, those of `everywhere` on all of them. With `rows_file` contexts that it tells of already are not
+    run again.
     """
-    asked = {name: one for name, one in recipes().items() if policies is None or name in policies}
+    known = recipes()
+    if unknown := sorted({*(policies or ()), *everywhere} - set(known)):
+        raise UsageError(f"kv: no policy {', '.join(unknown)}; there are {', '.join(known)}")
+    asked = {name: one for name, one in known.items() if policies is None or name in {*policies, *everywhere}}
     blocks = blocks_of(loaded, cases[0].prefix, donors, folder)
     rows = _told(rows_file)
     done = {row["context"] for row in rows}
     contexts = [list(group) for _, group in groupby(cases, key=lambda case: id(case.chunks))]
     prompt = 0
     for number, group in enumerate(contexts):
-        first, prompt = prompt, prompt + len(group)
+        begin, prompt = prompt, prompt + len(group)
         if number in done:
             continue
         tell(f"context {number + 1} of {len(contexts)}: {len(group)} prompts, {len(group[0].ids)} tokens")
-        chosen = {
-            name: one for name, one in asked.items() if name not in PUBLISHED or published is None or number < published
-        }
+        chosen = {name: one for name, one in asked.items() if name in everywhere or first is None or number < first}
         draw = random.Random(seed + number)  # noqa: S311
         new = _context(loaded, group, blocks, chosen, draw)
-        new = [{**row, "context": number, "prompt": row["prompt"] + first} for row in new]
+        new = [{**row, "context": number, "prompt": row["prompt"] + begin} for row in new]
         rows += new
         if rows_file is not None:
             with rows_file.open("a", encoding="utf-8") as out:

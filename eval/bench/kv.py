@@ -5,6 +5,7 @@ Parts, each of which can run alone:
     exact        in float32, the tokens of every exact mode against full prefill and plain greedy decoding
     reuse        repair policies and exact prefix hits: cost and divergence, over questions of the public sets
     load         a block from disk against computing it
+    budget       what of a prompt stays when bytes are limited: divergence, gold answers and needles
     batch        16 questions over one context, together and each alone
     speculation  tokens a second with drafts, where the answer copies the prompt and where it does not
 
@@ -25,7 +26,20 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.bench._kv_prompts import SETS, Corpus, KvCase, Loaded, corpora, donors_of, kv_cases, load, passages
+from eval.bench._kv_budget import budget_part
+from eval.bench._kv_prompts import (
+    SETS,
+    Corpus,
+    KvCase,
+    Loaded,
+    Rank,
+    by_relevance,
+    corpora,
+    donors_of,
+    kv_cases,
+    load,
+    passages,
+)
 from eval.bench._kv_report import AGREEMENT, BOUND, exact_claims, reuse_claims, speculation_claims, tables
 from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
 from eval.bench._kv_speed import batch, exact, load_costs, speculation
@@ -34,7 +48,7 @@ from rag.errors import UsageError
 
 __all__ = ["PARTS", "run"]
 
-PARTS = ("exact", "reuse", "load", "batch", "speculation")
+PARTS = ("exact", "reuse", "load", "budget", "batch", "speculation")
 LENGTHS = (1000, 2000)
 QUESTIONS = 8
 DONORS = 4
@@ -44,12 +58,19 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseSettings:
-    """Of the part reuse. At `together` x 1,000 tokens of context that many questions share it, so that about 1,000
-    tokens came with each. `rows` is a folder that keeps finished contexts and blocks, so that a run can go on."""
+    """Of the part reuse. `policies` run on the `first` contexts of each set, `everywhere` on all of them.
+
+    With `together` as many questions share a context as it has thousands of tokens, about what came with each. Passages
+    stand by `order`: relevance, as a pipeline lays them out (of several questions the nearest counts), or chance.
+    `rows` is a folder that keeps finished contexts and blocks, so that a run can go on.
+    """
 
     half: str = "dev"
+    sets: Sequence[str] = ()
     policies: Sequence[str] | None = None
-    published: int | None = None
+    everywhere: Sequence[str] = ()
+    first: int | None = None
+    order: str = "chance"
     together: bool = False
     rows: Path | None = None
 
@@ -70,6 +91,10 @@ def run(
         raise UsageError(f"kv: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     torch.set_num_threads(settings.threads)
     found = corpora(settings.data or _beside(), reuse.half)
+    if reuse.sets:
+        found = [one for one in found if one.name in reuse.sets]
+        if not found:
+            raise UsageError(f"kv: no set {', '.join(reuse.sets)}; there are {', '.join(SETS)}, with --data")
     started = load_average()
     model = load() if loaded is None else loaded
     report: dict[str, Any] = {"bench": "kv", "model": _model(model), "sets": [one.name for one in found]}
@@ -90,6 +115,11 @@ def run(
             claim(f"load {one['dtype']}, {one['tokens']} tokens: share of computing", one["ratio"], 0.1, "lower")
             for one in report["load"]
         ]
+    if "budget" in parts:
+        report["budget"] = budget_part(
+            model, found, settings.data or _beside(), lengths=lengths, count=questions, seed=settings.seed,
+            tell=lambda text: _tell(settings, text),
+        )  # fmt: skip
     if "batch" in parts:
         _tell(settings, f"{BATCH} questions over one context of {max(lengths)} tokens")
         case, tails = _batch_of(model, found[0], max(lengths), settings.seed)
@@ -126,14 +156,20 @@ def _model(loaded: Loaded) -> dict[str, Any]:
 
 
 def _cases(
-    loaded: Loaded, found: Sequence[Corpus], tokens: int, count: int, seed: int, together: int = 1
+    loaded: Loaded,
+    found: Sequence[Corpus],
+    tokens: int,
+    count: int,
+    seed: int,
+    together: int = 1,
+    rank: Rank | None = None,
 ) -> list[tuple[Corpus, KvCase]]:
     """Half of them of each set, the first set's first."""
     cases: list[tuple[Corpus, KvCase]] = []
     for number, corpus in enumerate(found):
         wanted = count // len(found) + (number < count % len(found))
         if wanted:
-            drawn = kv_cases(loaded, corpus, tokens=tokens, count=wanted, seed=seed, together=together)
+            drawn = kv_cases(loaded, corpus, tokens=tokens, count=wanted, seed=seed, together=together, rank=rank)
             cases += [(corpus, case) for case in drawn]
     return cases
 
@@ -153,7 +189,8 @@ def _reuse(
     rows: list[dict[str, Any]] = []
     lengths: list[int] = []
     together = max(1, length // 1000) if reuse.together else 1
-    cases = _cases(loaded, found, length, questions, settings.seed, together)
+    rank = by_relevance() if reuse.order == "relevance" else None
+    cases = _cases(loaded, found, length, questions, settings.seed, together, rank)
     for corpus in found:
         own = [case for one, case in cases if one is corpus]
         if not own:
@@ -162,7 +199,8 @@ def _reuse(
         donors = donors_of(loaded, corpus, tokens=DONOR_TOKENS, count=DONORS, seed=settings.seed)
         lengths += [len(donor) for donor in donors]
         told = measure(
-            loaded, own, donors, policies=reuse.policies, published=reuse.published, seed=settings.seed,
+            loaded, own, donors, policies=reuse.policies, everywhere=reuse.everywhere, first=reuse.first,
+            seed=settings.seed,
             folder=reuse.rows / "blocks" if reuse.rows else None,
             rows_file=reuse.rows / f"{corpus.name}-{length}.jsonl" if reuse.rows else None,
             tell=lambda text: _tell(settings, text),
@@ -172,6 +210,7 @@ def _reuse(
         "length": length,
         "half": reuse.half,
         "questions_a_context": together,
+        "order": reuse.order,
         "donors": {"count": DONORS, "tokens": lengths},
         "policies": summary(rows, seed=settings.seed),
         "common": summary(_common(rows), seed=settings.seed),
@@ -260,9 +299,12 @@ def _main(
     parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}, with commas between.")] = ",".join(PARTS),
     lengths: Annotated[str, typer.Option(help="Tokens of context, with commas between.")] = "1000,2000",
     questions: Annotated[int, typer.Option(min=1, help="Prompts of every length.")] = QUESTIONS,
+    sets: Annotated[str, typer.Option(help="Of the public sets, with commas between; all by default.")] = "",
     half: Annotated[str, typer.Option(help="Of the questions: dev, test or all.")] = "dev",
     policies: Annotated[str, typer.Option(help="Of the part reuse, with commas between; all by default.")] = "",
-    published: Annotated[int | None, typer.Option(min=1, help="Contexts of each set for methods of papers.")] = None,
+    everywhere: Annotated[str, typer.Option(help="Policies that run on all contexts, with commas between.")] = "",
+    first: Annotated[int | None, typer.Option(min=1, help="Contexts of each set for all other policies.")] = None,
+    order: Annotated[str, typer.Option(help="Of the passages: relevance or chance.")] = "relevance",
     together: Annotated[bool, typer.Option(help="Questions share contexts of 2,000 tokens and more.")] = False,
     rows: Annotated[Path | None, typer.Option(help="Folder that keeps finished contexts and blocks.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
@@ -272,7 +314,13 @@ def _main(
     settings = Settings(data=data, rounds=rounds, seed=seed, threads=threads)
     numbers = [int(one) for one in lengths.split(",")]
     reuse = ReuseSettings(
-        half=half, policies=policies.split(",") if policies else None, published=published, together=together, rows=rows
+        half=half,
+        sets=sets.split(",") if sets else (),
+        policies=policies.split(",") if policies else None,
+        everywhere=everywhere.split(",") if everywhere else (),
+        first=first,
+        together=together,
+        rows=rows,
     )
     if rows is not None:
         rows.mkdir(parents=True, exist_ok=True)

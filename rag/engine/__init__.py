@@ -15,6 +15,8 @@ Its modules import torch and transformers, so they are imported when they are us
     donor     blocks averaged over what may stand before a chunk
     observed  blocks that remember what they attended to
     store     blocks on disk, with a ledger and a byte cap; `blobs` is the format of a file
+    tiers     blocks in memory over blocks on disk, with bounds of attention from abstracts
+    prune     a part of a block: the tokens that a compressor left
     attend    attention with a temperature and a scale for some slots, with its weights summed, or to a shared context
     layers    a sparse pass that drops tokens from layer to layer
     repair/   policies: what is computed again of what is reused, and how

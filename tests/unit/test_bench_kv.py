@@ -86,10 +86,10 @@ def test_parts_run_alone(loaded: Loaded, data: Path) -> None:
 def test_questions_share_contexts_and_a_run_goes_on_where_it_stopped(
     loaded: Loaded, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("naive", "mix", "mix+q10")
+    names = ("naive", "mix", "mix+i10")
     rows = tmp_path / "rows"
     rows.mkdir()
-    reuse = bench.ReuseSettings(half="all", policies=names, published=1, together=True, rows=rows)
+    reuse = bench.ReuseSettings(half="all", policies=names, everywhere=names[1:], first=1, together=True, rows=rows)
     settings = Settings(data=data, rounds=1, quiet=True)
 
     def told() -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_questions_share_contexts_and_a_run_goes_on_where_it_stopped(
 
     part = told()
     counts = {one["policy"]: (one["prompts"], one["contexts"]) for one in part["policies"]}
-    assert counts == {"prefix-hit": (12, 6), "mix": (12, 6), "mix+q10": (12, 6), "naive": (4, 2)}
+    assert counts == {"prefix-hit": (12, 6), "mix": (12, 6), "mix+i10": (12, 6), "naive": (4, 2)}
     assert {one["prompts"] for one in part["common"]} == {4}
     file = rows / "2wiki_164-2000.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -131,6 +131,10 @@ def test_prompts_keep_their_size_and_donors_their_distance(loaded: Loaded, data:
         ]
         assert all(chunk in own for chunk in case.chunks)
         assert sum(chunk in own[:3] for chunk in case.chunks) == 3  # those that the question came with
+    backwards = kv_cases(
+        loaded, first, tokens=150, count=3, seed=1, rank=lambda _, texts: sorted(range(len(texts)))[::-1]
+    )
+    assert [sorted(case.chunks) for case in backwards] == [sorted(case.chunks) for case in cases]
     donors = donors_of(loaded, first, tokens=75, count=4, seed=0)
     assert len({tuple(donor) for donor in donors}) == 4
 

@@ -13,6 +13,7 @@ from rag.engine.blocks import KvBlock, cut_block, make_block  # noqa: E402
 from rag.engine.chunks import assemble, prefill_chunks  # noqa: E402
 from rag.engine.layout import lay_out  # noqa: E402
 from rag.engine.prefill import prefill  # noqa: E402
+from rag.engine.repair.info_flow import InfoFlow  # noqa: E402
 from rag.engine.repair.naive import Naive  # noqa: E402
 from rag.engine.repair.prophet import Prophet  # noqa: E402
 from tests.unit.test_engine_model import shared, some_ids, tiny  # noqa: E402
@@ -26,7 +27,7 @@ def parts(before: list[int] | None = None) -> list[KvBlock | list[int]]:
     return [*(make_block(shared(), chunk, before or []) for chunk in CHUNKS), QUESTION]
 
 
-def run(policy: Prophet | Naive, given: list[KvBlock | list[int]], **options: int):  # type: ignore[no-untyped-def]
+def run(policy: Prophet | InfoFlow | Naive, given: list[KvBlock | list[int]], **options: int):  # type: ignore[no-untyped-def]
     model = shared()
     return prefill_chunks(model, prefill(model, PREFIX).cache, PREFIX, given, policy, **options)
 
@@ -40,10 +41,13 @@ def test_all_repaired_is_full_prefill_and_none_is_naive(chunk_tokens: int) -> No
     assert (none.repaired, none.computed) == (0, len(QUESTION))
 
 
+@pytest.mark.parametrize("kind", [Prophet, InfoFlow])
 @pytest.mark.parametrize("chunk_tokens", [512, 3])
 @pytest.mark.parametrize("window", [0, 2])
-def test_the_tokens_that_the_question_attends_to_most_are_repaired(window: int, chunk_tokens: int) -> None:
-    """Behind blocks cut from a full prefill the question attends as in a plain pass, whose weights transformers gives."""
+def test_the_tokens_that_the_question_takes_most_of_are_repaired(
+    window: int, chunk_tokens: int, kind: type[Prophet | InfoFlow]
+) -> None:
+    """Behind blocks cut from a full prefill the question attends as in a plain pass, which transformers tells."""
     model = tiny()
     exact = prefill(model, IDS).cache
     starts = [len(PREFIX), len(PREFIX) + 13, len(PREFIX) + 18]
@@ -51,13 +55,17 @@ def test_the_tokens_that_the_question_attends_to_most_are_repaired(window: int, 
         cut_block(model, exact, start, chunk) for start, chunk in zip(starts, CHUNKS, strict=True)
     ]
     cache = prefill(model, PREFIX).cache
-    policy = Prophet(share=0.25, window=window)
+    policy = kind(share=0.25, window=window)
     done = prefill_chunks(model, cache, PREFIX, [*given, QUESTION], policy, chunk_tokens=chunk_tokens)
     model.model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = model.model(torch.tensor([IDS]), output_attentions=True).attentions
     asking = slice(len(IDS) - (window or len(QUESTION)), len(IDS))
-    total = torch.stack([of_layer[0, :, asking].sum(dim=(0, 1)) for of_layer in weights]).sum(0)
+    _, values = exact.read(0, len(IDS))
+    lengths = values.norm(dim=-1).repeat_interleave(2, dim=1)  # (layers, heads, tokens)
+    if kind is Prophet:
+        lengths = torch.ones_like(lengths)
+    total = sum((of_layer[0, :, asking].sum(1) * own).sum(0) for of_layer, own in zip(weights, lengths, strict=True))
     held = range(len(PREFIX), len(PREFIX) + 38)
     best = sorted(sorted(held, key=lambda at: -float(total[at]))[: round(0.25 * 38)])
     assert list(done.repaired_at) == best
@@ -98,3 +106,5 @@ def test_settings_out_of_range_say_so() -> None:
     for wrong in ({"share": 1.5}, {"window": -1}):
         with pytest.raises(EngineError, match="prophet: share must lie in"):
             Prophet(**wrong)  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match="info-flow: share must lie in"):
+            InfoFlow(**wrong)  # type: ignore[arg-type]
