@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rag.engine.donor import DonorMean
     from rag.engine.store import KvStore
 
-__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "Blocks", "Recipe", "blocks_of", "recipes"]
+__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Recipe", "blocks_of", "recipes"]
 
 PREFIX_HIT = "prefix-hit"
 OURS = (
@@ -28,6 +28,16 @@ OURS = (
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
 """Tokens of each of the two passages behind which Cache-Craft's blocks are observed."""
+
+REPAIRS: Mapping[str, Any] = {
+    "mix": "naive",
+    "mix+f16": {"use": "first-variance", "k": 16, "share": 0.0},
+    "mix+f16+v5": {"use": "first-variance", "k": 16, "share": 0.05},
+    "mix+v15": {"use": "variance", "share": 0.15},
+    "mix+p10": {"use": "prophet", "share": 0.1},
+    **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (5, 10, 15, 20)},
+}
+"""What the generator `local` calls them: it takes the first chunk from its true prefix."""
 
 Recipe = tuple[str, Any]
 """Kind of the blocks, repair policy."""

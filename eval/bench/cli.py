@@ -47,6 +47,9 @@ def bench(
     part: Annotated[list[str] | None, typer.Option(help="Section of kv or compress; repeatable.")] = None,
     length: Annotated[list[int] | None, typer.Option(min=1, help="Tokens of context, kv, compress and road.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="Prompts or contexts, kv, compress and road.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="File for the table that repair auto of local reads, kv.")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -75,7 +78,7 @@ def bench(
     )
     if not out.resolve().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-    report = _run(name, settings, {"parts": part, "lengths": length, "questions": questions})
+    report = _run(name, settings, {"parts": part, "lengths": length, "questions": questions, "calibrate": calibrate})
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)

@@ -40,11 +40,13 @@ from eval.bench._kv_prompts import (
     load,
     passages,
 )
+from eval.bench._kv_recipes import REPAIRS
 from eval.bench._kv_report import AGREEMENT, BOUND, exact_claims, reuse_claims, speculation_claims, tables
 from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
 from eval.bench._kv_speed import batch, exact, load_costs, speculation
 from eval.bench._report import Settings, claim, load_average, machine
 from rag.errors import UsageError
+from rag.generators._calibration import write_calibration
 
 __all__ = ["PARTS", "run"]
 
@@ -82,9 +84,11 @@ def run(
     lengths: Sequence[int] = LENGTHS,
     questions: int = QUESTIONS,
     reuse: ReuseSettings = ReuseSettings(),  # frozen
+    calibrate: Path | None = None,
     loaded: Loaded | None = None,
 ) -> dict[str, Any]:
-    """The report. `questions` is the number of prompts of every length, half of them from each set."""
+    """The report. `questions` is the number of prompts of every length, half of them from each set. `calibrate` is a
+    file for the table that the part reuse makes."""
     import torch
 
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -135,6 +139,10 @@ def run(
         **machine(), "threads": settings.threads, "load_before": started, "load_after": load_average(),
     }  # fmt: skip
     report["claims"] = claims
+    if calibrate is not None:
+        if "reuse" not in report:
+            raise UsageError("kv: --calibrate needs the part reuse")
+        write_calibration(calibrate, calibration(report))
     _tell(settings, tables(report))
     return report
 
@@ -251,6 +259,25 @@ def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float =
     return {"bound": bound, "floor": floor, "chosen": chosen, "table": calibration, "figures": figures}
 
 
+def calibration(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the repair `auto` of `local` reads: of the policies that it knows those that saw all prompts of a length."""
+    rows = []
+    for part in report["reuse"]:
+        most = max(one["prompts"] for one in part["auto"]["table"])
+        rows += [
+            {**{key: row[key] for key in ("tokens", "cost", "kl", "agreement")}, "policy": REPAIRS[row["policy"]]}
+            for row in part["auto"]["table"]
+            if row["policy"] in REPAIRS and row["prompts"] == most
+        ]
+    return {
+        "fingerprint": report["model"]["fingerprint"],
+        "blocks": "donor-mean",
+        "model": f"{report['model']['family']}, {report['model']['layers']} layers, {report['model']['dtype']}",
+        "measured": f"rag bench kv, {', '.join(report['sets'])}",
+        "rows": rows,
+    }
+
+
 def _common(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those of the contexts on which every policy ran: only there methods can be compared."""
     names = {row["policy"] for row in rows}
@@ -309,6 +336,7 @@ def _main(
     rows: Annotated[Path | None, typer.Option(help="Folder that keeps finished contexts and blocks.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    calibrate: Annotated[Path | None, typer.Option(help="Where the table for the repair auto goes.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     settings = Settings(data=data, rounds=rounds, seed=seed, threads=threads)
@@ -324,7 +352,9 @@ def _main(
     )
     if rows is not None:
         rows.mkdir(parents=True, exist_ok=True)
-    report = run(settings, parts=parts.split(","), lengths=numbers, questions=questions, reuse=reuse)
+    report = run(
+        settings, parts=parts.split(","), lengths=numbers, questions=questions, reuse=reuse, calibrate=calibrate
+    )
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

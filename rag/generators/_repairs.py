@@ -25,11 +25,13 @@ REPAIRS: Mapping[str, tuple[str, ...]] = {
     "first-variance": ("k", "share"),
     "blend": ("share", "shrink"),
     "cache-craft": ("alpha",),
-    "auto": ("bound", "table"),
+    "prophet": ("share", "window"),
+    "info-flow": ("share", "window"),
+    "auto": ("bound", "floor", "table"),
 }
 """Name -> parameters, those of the class in `rag.engine.repair` of that name."""
 
-_ROW = ("policy", "tokens", "cost", "kl")
+_ROW = ("policy", "tokens", "cost", "kl", "agreement")
 
 
 def checked_repair(spec: Repair) -> tuple[str, dict[str, Any]]:
@@ -43,39 +45,39 @@ def checked_repair(spec: Repair) -> tuple[str, dict[str, Any]]:
             known = ", ".join(REPAIRS[name]) or "none"
             raise ConfigError(f"local: repair {name} has no parameter {key!r}; parameters: {known}")
         if key == "table":
-            _check_table(value)
+            if not isinstance(value, str):
+                check_table(value)
         elif not isinstance(value, bool if key == "first" else int | float) or (key != "first" and value is True):
             raise ConfigError(f"local: repair {name}: {key} cannot be {value!r}")
-    if name == "auto" and not given.get("table"):
-        raise ConfigError(
-            "local: repair auto chooses from a table that was measured for the model: give `table`, a list of rows "
-            f"with {', '.join(_ROW)}, or name one policy: {', '.join(REPAIRS)}"
-        )
     return name, given
 
 
-def _check_table(rows: Any) -> None:
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
-        raise ConfigError(f"local: repair auto: table is a list of rows, not {rows!r}")
+def check_table(rows: Any) -> None:
+    """ConfigError unless `rows` is what `auto` can choose from."""
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+        raise ConfigError(f"local: repair auto: table is a list of rows or the name of a file, not {rows!r}")
     for row in rows:
-        if not isinstance(row, Mapping) or set(row) != set(_ROW):
+        if not isinstance(row, Mapping) or not set(_ROW[:-1]) <= set(row) <= set(_ROW):
             raise ConfigError(f"local: repair auto: a row of the table has {', '.join(_ROW)}, not {row!r}")
-        if not all(isinstance(row[key], int | float) for key in _ROW[1:]):
-            raise ConfigError(f"local: repair auto: tokens, cost and kl are numbers, not those of {row!r}")
+        if not all(isinstance(row[key], int | float) for key in row if key != "policy"):
+            raise ConfigError(f"local: repair auto: all but the policy are numbers in a row, not those of {row!r}")
         if checked_repair(row["policy"])[0] == "auto":
             raise ConfigError("local: repair auto cannot choose auto")
 
 
-def build_repair(spec: Repair) -> RepairPolicy:
-    """The policy; EngineError where a parameter is out of its range."""
+def build_repair(spec: Repair, fingerprint: str = "", blocks: str = "donor-mean") -> RepairPolicy:
+    """The policy; EngineError where a parameter is out of its range. `auto` without a table takes the one that was
+    measured for the model of that `fingerprint` with such `blocks`."""
     name, given = checked_repair(spec)
     if name == "auto":
         from rag.engine.repair.auto import Auto, Calibrated
+        from rag.generators._calibration import calibrated
 
-        named = {_label(row["policy"]): build_repair(row["policy"]) for row in given["table"]}
-        rows = (Calibrated(_label(row["policy"]), row["tokens"], row["cost"], row["kl"]) for row in given["table"])
-        bound = {"bound": given["bound"]} if "bound" in given else {}
-        return Auto(table=tuple(rows), policies=named, **bound)
+        table = calibrated(given.get("table", ""), fingerprint, blocks)
+        named = {_label(row["policy"]): build_repair(row["policy"]) for row in table}
+        rows = (Calibrated(_label(row["policy"]), **{key: row[key] for key in _ROW[1:] if key in row}) for row in table)
+        bounds = {key: given[key] for key in ("bound", "floor") if key in given}
+        return Auto(table=tuple(rows), policies=named, **bounds)
     module = import_module(f"rag.engine.repair.{name.replace('-', '_')}")
     kind = getattr(module, "".join(part.capitalize() for part in name.split("-")))
     policy: RepairPolicy = kind(**given)

@@ -17,6 +17,7 @@ from eval.bench._kv_reuse import OURS, PUBLISHED, interval, summary
 from eval.bench._report import Settings
 from rag.engine.donor import DonorMean
 from rag.errors import UsageError
+from rag.generators._repairs import build_repair
 from tests.unit.test_engine_model import shared
 
 
@@ -98,6 +99,15 @@ def test_questions_share_contexts_and_a_run_goes_on_where_it_stopped(
         return part
 
     part = told()
+    file = tmp_path / "calibration.json"
+    report = bench.run(
+        settings, parts=("reuse",), lengths=(2000,), questions=12, reuse=reuse, calibrate=file, loaded=loaded
+    )
+    policy = build_repair({"use": "auto", "table": str(file), "bound": 9.0, "floor": 0.0}, loaded.model.fingerprint)
+    assert {one.policy for one in policy.table} == {"naive", '{"share": 0.1, "use": "info-flow"}'}  # type: ignore[attr-defined]
+    assert report["reuse"][0]["policies"] == part["policies"]
+    with pytest.raises(UsageError, match="needs the part reuse"):
+        bench.run(settings, parts=("exact",), lengths=(60,), questions=1, calibrate=file, loaded=loaded)
     counts = {one["policy"]: (one["prompts"], one["contexts"]) for one in part["policies"]}
     assert counts == {"prefix-hit": (12, 6), "mix": (12, 6), "mix+i10": (12, 6), "naive": (4, 2)}
     assert {one["prompts"] for one in part["common"]} == {4}

@@ -288,6 +288,16 @@ def test_auto_takes_the_cheapest_that_is_good_enough_at_that_length() -> None:
     assert replace(auto, bound=0.5).choose(1500) == ("naive", 0.4)
 
 
+def test_auto_asks_for_agreement_too() -> None:
+    rows = (Calibrated("naive", 1000, 0.1, 0.04, 0.94), Calibrated("epic", 1000, 0.3, 0.03, 0.96))
+    auto = Auto(table=rows, policies={"naive": Naive(), "epic": Epic(k=4)})
+    assert auto.choose(1000) == ("epic", 0.03)
+    assert replace(auto, floor=0.9).choose(1000) == ("naive", 0.04)
+    assert replace(auto, floor=0.97).choose(1000) == ("", 0.0)
+    with pytest.raises(EngineError, match="floor in"):
+        Auto(floor=2)
+
+
 def test_auto_does_what_its_choice_does() -> None:
     model = shared()
     parts = parts_of(model, PREFIX)

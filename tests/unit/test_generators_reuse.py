@@ -19,6 +19,7 @@ from rag.engine.repair.auto import Auto  # noqa: E402
 from rag.engine.store import KvStore  # noqa: E402
 from rag.errors import ConfigError, MissingError  # noqa: E402
 from rag.generators import _decode  # noqa: E402
+from rag.generators._calibration import write_calibration  # noqa: E402
 from rag.generators._decode import STEP  # noqa: E402
 from rag.generators._repairs import REPAIRS, build_repair, checked_repair  # noqa: E402
 from rag.generators.local import LocalGenerator  # noqa: E402
@@ -414,12 +415,38 @@ def test_the_table_of_policies_is_that_of_the_engine() -> None:
     assert checked_repair({"use": "epic", "k": 3, "first": True}) == ("epic", {"k": 3, "first": True})
 
 
+def test_auto_reads_a_calibration_of_its_model(folder: Path, tmp_path: Path) -> None:
+    ours = generator(folder, reuse="chunk", repair="auto")
+    with pytest.raises(ConfigError, match="rag bench kv --calibrate FILE"):
+        ask(ours, context(QUESTION, *WHOLE))
+    engine = ours._decoder.required
+    file = tmp_path / "calibration.json"
+    good = {"policy": {"use": "epic", "k": 2}, "tokens": 1000, "cost": 0.3, "kl": 0.04, "agreement": 0.96}
+    cheap = {"policy": "naive", "tokens": 1000, "cost": 0.1, "kl": 0.05, "agreement": 0.94}
+    write_calibration(file, {"fingerprint": engine.fingerprint, "blocks": "donor-mean", "rows": [good, cheap]})
+    spec: dict[str, Any] = {"use": "auto", "table": str(file)}
+    policy = build_repair(spec, engine.fingerprint)
+    assert isinstance(policy, Auto)
+    assert policy.choose(900) == ('{"k": 2, "use": "epic"}', 0.04)
+    loose = build_repair({**spec, "floor": 0.9}, engine.fingerprint)
+    assert isinstance(loose, Auto)
+    assert loose.choose(900) == ("naive", 0.05)
+    assert ask(generator(folder, reuse="chunk", repair=spec), context(QUESTION, *WHOLE)).stats.repaired_tokens > 0
+    with pytest.raises(ConfigError, match="has nothing about this model"):
+        build_repair(spec, engine.fingerprint, "solo")
+    for text in ("", "[]", '{"format": 2, "tables": []}', '{"format": 1, "tables": [{"rows": []}]}'):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError):
+            build_repair(spec, engine.fingerprint)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"reuse": "all"}, {"repair": "magic"}, {"repair": {"k": 3}}, {"repair": {"use": "epic", "n": 3}},
-        {"repair": {"use": "epic", "k": "3"}}, {"repair": {"use": "epic", "k": True}}, {"repair": "auto"},
-        {"repair": {"use": "auto", "table": [{"policy": "naive"}]}}, {"repair": {"use": "auto", "table": "x"}},
+        {"repair": {"use": "epic", "k": "3"}}, {"repair": {"use": "epic", "k": True}},
+        {"repair": {"use": "auto", "table": []}},
+        {"repair": {"use": "auto", "table": [{"policy": "naive"}]}}, {"repair": {"use": "auto", "table": 3}},
         {"blocks": "solo"}, {"blocks": "mean"}, {"pool_bytes": -1}, {"kv_bytes": -1}, {"kv_dtype": "int4"},
         {"repair": {"use": "auto", "table": [{"policy": "auto", "tokens": 1, "cost": 1, "kl": 1}]}},
         {"repair": {"use": "auto", "table": [{"policy": "naive", "tokens": "1", "cost": 1, "kl": 1}]}},

@@ -1,4 +1,4 @@
-"""The cheapest policy whose deviation, as measured on prompts of that length, stays under a bound.
+"""The cheapest policy whose deviation, as measured on prompts of that length, stays within bounds.
 
 The table is measured for one model with one way of making blocks; without a row that will do, everything is repaired.
 """
@@ -21,29 +21,33 @@ __all__ = ["Auto", "Calibrated"]
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """On prompts of `tokens` tokens `policy` cost `cost`, a share of full prefill, with a mean divergence `kl`."""
+    """On prompts of `tokens` tokens `policy` cost `cost`, a share of full prefill, with a mean divergence `kl` and the
+    same first token at `agreement` of the places."""
 
     policy: str
     tokens: int
     cost: float
     kl: float
+    agreement: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(RepairPolicy):
-    """Chooses among `policies`, by name, those of `table` with a KL of at most `bound`.
+    """Chooses among `policies`, by name, those of `table` with a KL of at most `bound` and an agreement of at least
+    `floor`.
 
     Between two lengths of the table the worse of both counts, beyond its ends the nearest. Policies that place blocks
     in their own way may be among them.
     """
 
     bound: float = 0.05
+    floor: float = 0.95
     table: tuple[Calibrated, ...] = ()
     policies: Mapping[str, RepairPolicy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise EngineError(f"auto: bound must be >= 0, not {self.bound}")
+        if self.bound < 0 or not 0 <= self.floor <= 1:
+            raise EngineError(f"auto: bound must be >= 0 and floor in [0, 1], not {self.bound} and {self.floor}")
         unknown = {row.policy for row in self.table} - set(self.policies)
         if unknown:
             known = ", ".join(sorted(self.policies)) or "none"
@@ -53,9 +57,9 @@ class Auto(RepairPolicy):
         """(name of the policy, its predicted KL) for a prompt of `tokens` tokens; "" is full repair."""
         fits: list[tuple[float, float, str]] = []
         for name in self.policies:
-            near = _around(sorted((row.tokens, row.cost, row.kl) for row in self.table if row.policy == name), tokens)
-            if near and (kl := max(row[2] for row in near)) <= self.bound:
-                fits.append((max(row[1] for row in near), kl, name))
+            near = _around([row for row in self.table if row.policy == name], tokens)
+            if near and all(row.kl <= self.bound and row.agreement >= self.floor for row in near):
+                fits.append((max(row.cost for row in near), max(row.kl for row in near), name))
         if not fits:
             return "", 0.0
         _, kl, name = min(fits)
@@ -81,6 +85,7 @@ class Auto(RepairPolicy):
         return policy.finish(model, cache, layout, chunk_tokens=chunk_tokens, keep_going=keep_going)
 
 
-def _around(rows: list[tuple[int, float, float]], tokens: int) -> list[tuple[int, float, float]]:
+def _around(rows: list[Calibrated], tokens: int) -> list[Calibrated]:
     """The last row at most as long and the first at least as long, of those there are."""
-    return [*[row for row in rows if row[0] <= tokens][-1:], *[row for row in rows if row[0] >= tokens][:1]]
+    rows = sorted(rows, key=lambda row: row.tokens)
+    return [*[row for row in rows if row.tokens <= tokens][-1:], *[row for row in rows if row.tokens >= tokens][:1]]
