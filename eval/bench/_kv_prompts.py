@@ -177,7 +177,7 @@ def by_relevance() -> Rank:
     """The nearest to any of the questions first, by the cosines of MiniLM."""
     from rag.registry import build
 
-    embedder = build("embedder", "minilm", services={})
+    embedder = build("embedder", {"use": "minilm", "overlong": "window"}, services={})
 
     def rank(questions: Sequence[str], texts: Sequence[str]) -> list[int]:
         near = (embedder.embed(texts) @ embedder.embed(questions).T).max(axis=1)

@@ -23,7 +23,7 @@ __all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Recipe", "bl
 PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
-    "mix+p10", "mix+i5", "mix+i10", "mix+i15", "mix+i20",
+    "mix+p10", "mix+i10", "mix+i15", "mix+a8", "mix+a12", "mix+a15",
 )  # fmt: skip
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
@@ -35,7 +35,8 @@ REPAIRS: Mapping[str, Any] = {
     "mix+f16+v5": {"use": "first-variance", "k": 16, "share": 0.05},
     "mix+v15": {"use": "variance", "share": 0.15},
     "mix+p10": {"use": "prophet", "share": 0.1},
-    **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (5, 10, 15, 20)},
+    **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (10, 15)},
+    **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15)},
 }
 """What the generator `local` calls them: it takes the first chunk from its true prefix."""
 
@@ -46,6 +47,7 @@ Recipe = tuple[str, Any]
 def recipes() -> dict[str, Recipe]:
     """Every policy with the blocks it is meant for. "mix" takes the first chunk as it is behind the true prefix."""
     from rag.engine.repair.ape import Ape
+    from rag.engine.repair.asked import Asked
     from rag.engine.repair.blend import Blend
     from rag.engine.repair.cache_craft import CacheCraft
     from rag.engine.repair.epic import Epic
@@ -71,10 +73,11 @@ def recipes() -> dict[str, Recipe]:
         "mix+f16+v5": ("mix", FirstVariance(k=16, share=0.05)),
         "mix+v15": ("mix", Variance(share=0.15)),
         "mix+p10": ("mix", Prophet(share=0.1)),
-        "mix+i5": ("mix", InfoFlow(share=0.05)),
         "mix+i10": ("mix", InfoFlow(share=0.1)),
         "mix+i15": ("mix", InfoFlow(share=0.15)),
-        "mix+i20": ("mix", InfoFlow(share=0.2)),
+        "mix+a8": ("mix", Asked(share=0.08)),
+        "mix+a12": ("mix", Asked(share=0.12)),
+        "mix+a15": ("mix", Asked(share=0.15)),
     }
 
 

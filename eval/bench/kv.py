@@ -347,6 +347,7 @@ def _main(
         policies=policies.split(",") if policies else None,
         everywhere=everywhere.split(",") if everywhere else (),
         first=first,
+        order=order,
         together=together,
         rows=rows,
     )

@@ -13,6 +13,7 @@ from rag.engine.blocks import KvBlock, cut_block, make_block  # noqa: E402
 from rag.engine.chunks import assemble, prefill_chunks  # noqa: E402
 from rag.engine.layout import lay_out  # noqa: E402
 from rag.engine.prefill import prefill  # noqa: E402
+from rag.engine.repair.asked import Asked  # noqa: E402
 from rag.engine.repair.info_flow import InfoFlow  # noqa: E402
 from rag.engine.repair.naive import Naive  # noqa: E402
 from rag.engine.repair.prophet import Prophet  # noqa: E402
@@ -27,7 +28,7 @@ def parts(before: list[int] | None = None) -> list[KvBlock | list[int]]:
     return [*(make_block(shared(), chunk, before or []) for chunk in CHUNKS), QUESTION]
 
 
-def run(policy: Prophet | InfoFlow | Naive, given: list[KvBlock | list[int]], **options: int):  # type: ignore[no-untyped-def]
+def run(policy: Prophet | InfoFlow | Asked | Naive, given: list[KvBlock | list[int]], **options: int):  # type: ignore[no-untyped-def]
     model = shared()
     return prefill_chunks(model, prefill(model, PREFIX).cache, PREFIX, given, policy, **options)
 
@@ -102,9 +103,24 @@ def test_it_can_be_stopped_between_its_passes_and_started_again() -> None:
     assert torch.allclose(again.logits, run(policy, parts()).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", [0, 3])
+def test_the_first_tokens_are_repaired_beside_those_that_the_question_takes_most_of(head: int) -> None:
+    done, only = run(Asked(k=2, share=0.25, head=head), parts()), run(Asked(k=2, share=0.0), parts())
+    first = {24, 25, 29, 30}  # of the second and the third block
+    assert set(only.repaired_at) == first < set(done.repaired_at)
+    assert len(done.repaired_at) == 4 + round(0.25 * 38)
+    assert done.computed == (head or len(QUESTION)) + len(QUESTION) + len(done.repaired_at)
+    assert torch.allclose(run(Asked(share=1.0), parts()).logits, prefill(shared(), IDS).logits, atol=1e-4)
+    plain = run(Asked(k=0, share=0.25, head=0), parts())
+    assert plain.repaired_at == run(InfoFlow(share=0.25), parts()).repaired_at
+
+
 def test_settings_out_of_range_say_so() -> None:
     for wrong in ({"share": 1.5}, {"window": -1}):
         with pytest.raises(EngineError, match="prophet: share must lie in"):
             Prophet(**wrong)  # type: ignore[arg-type]
         with pytest.raises(EngineError, match="info-flow: share must lie in"):
             InfoFlow(**wrong)  # type: ignore[arg-type]
+    for wrong in ({"share": 1.5}, {"head": -1}, {"k": -1}):
+        with pytest.raises(EngineError, match="asked: "):
+            Asked(**wrong)  # type: ignore[arg-type]

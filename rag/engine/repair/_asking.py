@@ -27,17 +27,21 @@ def check_asking(name: str, share: float, window: int) -> None:
 
 
 class QuestionRepair(RepairPolicy, Protocol):
-    """Repairs `share` of the tokens of all blocks but a first one that stands behind its true prefix. The last
-    `window` of the new tokens after the last block ask, all of them where `window` is 0.
+    """Repairs `share` of the tokens of all blocks but a first one that stands behind its true prefix, beside those that
+    `always` names.
 
-    In the result `computed` counts the new tokens twice, since they run twice.
+    In the result `computed` counts the tokens that ran alone twice, since they run again.
     """
 
     @property
     def share(self) -> float: ...
 
-    @property
-    def window(self) -> int: ...
+    def asking(self, new: Sequence[int]) -> Sequence[int]:
+        """Which of the `new` positions after the last block ask; a stretch of them."""
+
+    def always(self, layout: Layout) -> set[int]:
+        """Positions of blocks that are repaired whatever the question reads."""
+        return set()
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         """(slots) of a layer, from the attention (kv heads, slots) that the question gave."""
@@ -51,23 +55,35 @@ class QuestionRepair(RepairPolicy, Protocol):
         chunk_tokens: int = 512,
         keep_going: KeepGoing | None = None,
     ) -> Prefill:
-        places = _repairable(layout)
-        count = round(self.share * len(places))
-        if not count or count == len(places):
-            return complete(model, cache, layout, places[:count], chunk_tokens=chunk_tokens, keep_going=keep_going)
-        scores = self._scores(model, cache, layout, chunk_tokens)[places]
-        done = len(layout.fresh)
-        if keep_going is not None and not keep_going(done, 2 * done + count):
-            raise InterruptedPrefillError(done, 2 * done + count)
-        chosen = [places[int(row)] for row in scores.argsort(descending=True, stable=True)[:count]]
-        read = complete(model, cache, layout, chosen, chunk_tokens=chunk_tokens, keep_going=keep_going)
+        always, places = self.always(layout), _repairable(layout)
+        rest = [at for at in places if at not in always]
+        count = min(round(self.share * len(places)), len(rest))
+        if count in (0, len(rest)):
+            return complete(
+                model, cache, layout, {*always, *rest[:count]}, chunk_tokens=chunk_tokens, keep_going=keep_going
+            )
+        last = max(place.stop for place in layout.placed)
+        asking = self.asking([at for at in layout.fresh if at >= last])
+        before = [at for at in layout.fresh if at < asking[0]]
+        scores = self._scores(model, cache, layout, before, asking, chunk_tokens)[rest]
+        done, total = len(before) + len(asking), len(layout.fresh) + len(always) + count
+        if keep_going is not None and not keep_going(done, done + total):
+            raise InterruptedPrefillError(done, done + total)
+        chosen = [rest[int(row)] for row in scores.argsort(descending=True, stable=True)[:count]]
+        read = complete(model, cache, layout, {*always, *chosen}, chunk_tokens=chunk_tokens, keep_going=keep_going)
         return replace(read, computed=read.computed + done)
 
-    def _scores(self, model: EngineModel, cache: KvCache, layout: Layout, chunk_tokens: int) -> Tensor:
+    def _scores(
+        self,
+        model: EngineModel,
+        cache: KvCache,
+        layout: Layout,
+        before: Sequence[int],
+        asking: Sequence[int],
+        chunk_tokens: int,
+    ) -> Tensor:
         """(tokens of the prompt) on CPU, rounded, so that the order of summation decides no tie."""
-        last = max(place.stop for place in layout.placed)
-        asking = [at for at in layout.fresh if at >= last][-self.window :]
-        _run(model, cache, layout, [at for at in layout.fresh if at < asking[0]], chunk_tokens)
+        _run(model, cache, layout, before, chunk_tokens)
         total = torch.zeros(len(layout))
         for start in range(0, len(asking), chunk_tokens):
             cache.attention = {"votes": (votes := WindowVotes())}

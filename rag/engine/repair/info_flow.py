@@ -9,6 +9,7 @@ chunks are not reordered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,6 +29,9 @@ class InfoFlow(QuestionRepair):
 
     def __post_init__(self) -> None:
         check_asking("info-flow", self.share, self.window)
+
+    def asking(self, new: Sequence[int]) -> Sequence[int]:
+        return new[-self.window :]
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         _, values = cache.kv_layers[layer].buffers()

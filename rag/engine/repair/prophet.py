@@ -9,6 +9,7 @@ Deviations: the layers are fused by their plain sum; the paper's weights were no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,6 +29,9 @@ class Prophet(QuestionRepair):
 
     def __post_init__(self) -> None:
         check_asking("prophet", self.share, self.window)
+
+    def asking(self, new: Sequence[int]) -> Sequence[int]:
+        return new[-self.window :]
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         return votes.sum(0)

@@ -1,0 +1,44 @@
+"""The first tokens of every chunk, and those that flow most into the question: `epic` and `info-flow` in one pass.
+
+Our own. Only the beginning of the question runs alone before: what comes after it, the end of a chat template, takes
+of the context what the question takes, and costs as much again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rag.engine.cache import KvCache
+from rag.engine.errors import EngineError
+from rag.engine.layout import Layout
+from rag.engine.repair._asking import QuestionRepair, check_asking
+from rag.engine.repair.info_flow import InfoFlow
+
+__all__ = ["Asked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(QuestionRepair):
+    """Repairs the first `k` tokens of each block but the first and, beside them, the `share` of the reused tokens of
+    which the first `head` new tokens after the last block (0: all of them) take most."""
+
+    k: int = 4
+    share: float = 0.15
+    head: int = 32
+
+    def __post_init__(self) -> None:
+        check_asking("asked", self.share, self.head)
+        if self.k < 0:
+            raise EngineError(f"asked: k must be >= 0, not {self.k}")
+
+    def asking(self, new: Sequence[int]) -> Sequence[int]:
+        return new[: self.head or len(new)]
+
+    def always(self, layout: Layout) -> set[int]:
+        return {at for place in layout.placed[1:] for at in range(place.start, min(place.start + self.k, place.stop))}
+
+    def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
+        return InfoFlow().weigh(votes, cache, layer)
