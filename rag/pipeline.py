@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.answer import Answer, StageTrace
+from rag.answer import Answer, Generation, GenerationStats, Prompt, StageTrace
 from rag.config import PipelineConfig
-from rag.errors import ConfigError, IndexDamagedError, UsageError
+from rag.errors import ConfigError, IndexDamagedError, IndexLockedError, MissingError, RagError, UsageError
 from rag.index import Index
 from rag.registry import build, spec_name
 
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from rag.store.store import Store
     from rag.types import Chunk, Document, Hit
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "tried"]
 
 _CHUNKS_AT_ONCE = 32
+_OF_ALL = (ConfigError, IndexDamagedError, IndexLockedError, MissingError)
 
 
 class Pipeline:
@@ -240,6 +243,48 @@ class Pipeline:
         if isinstance(index, str | Path):
             with Index.open(index) as opened:
                 return self.ask(question, opened, where=where, on_text=on_text)
+        found = self._find(question, index, where)
+        at = time.perf_counter()
+        return self._written(found, self.generator.generate(found.context, index.corpus, on_text), at, index)
+
+    def ask_many(
+        self, questions: Iterable[str], index: Index | str | Path, *, where: Filter | None = None, at_once: int = 64
+    ) -> Iterator[Answer | RagError]:
+        """As `ask` for each of `questions`, in their order: the answer, or the error of a question that has none.
+
+        Where the generator writes several answers together, `at_once` questions are looked up first, and those whose
+        prompts begin alike share that part of the work: more share more, and wait longer. Else one is answered after
+        the other. What concerns every question (the config, the index, a missing model) is raised, not returned.
+        """
+        from rag.generators._many import WritesMany
+
+        if at_once < 1:
+            raise UsageError(f"at_once must be at least 1, not {at_once}")
+        if isinstance(index, str | Path):
+            with Index.open(index) as opened:
+                yield from self.ask_many(questions, opened, where=where, at_once=at_once)
+            return
+        generator, todo = self.generator, iter(questions)
+        if not isinstance(generator, WritesMany) or not generator.batches:
+            for question in todo:
+                yield tried(self.ask, question, index, where=where)
+            return
+        while some := list(islice(todo, at_once)):
+            found = [tried(self._find, question, index, where) for question in some]
+            contexts = [one.context for one in found if isinstance(one, Answer)]
+            made = iter(generator.generate_many(contexts, index.corpus))
+            for one in found:
+                written = next(made) if isinstance(one, Answer) else one
+                if isinstance(written, _OF_ALL):
+                    raise written
+                if isinstance(one, Answer) and isinstance(written, Generation):
+                    yield self._written(one, written, time.perf_counter() - written.stats.total_seconds, index)
+                elif isinstance(written, RagError):
+                    yield written
+
+    def _find(self, question: str, index: Index, where: Filter | None) -> Answer:
+        """Retrieve, select, compress: all of an answer but its text."""
+        question = _asked(question)
         trace: list[StageTrace] = []
         at = time.perf_counter()
         hits = self.search(question, index, where=where)
@@ -249,22 +294,20 @@ class Pipeline:
             trace, "select", at, len(hits), len(bubble.hits), tokens=bubble.token_count, budget=bubble.budget
         )
         context = self.compressor.compress(bubble, index.corpus)
-        at = self._note(trace, "compress", at, len(bubble.hits), len(context.pieces), keep_ratio=context.keep_ratio)
-        made = self.generator.generate(context, index.corpus, on_text)
-        self._note(trace, "generate", at, len(context.pieces), len(made.citations), **made.notes)
-        answer = Answer(
-            question=question,
-            text=made.text,
-            citations=made.citations,
-            sentences=made.sentences,
-            supported=made.supported,
-            context=context,
-            bubble=bubble,
-            prompt=made.prompt,
-            stats=made.stats,
-            trace=tuple(trace),
-            candidates=tuple(hits),
-        )
+        self._note(trace, "compress", at, len(bubble.hits), len(context.pieces), keep_ratio=context.keep_ratio)
+        return Answer(
+            question=question, text="", citations=(), sentences=(), supported=(), context=context, bubble=bubble,
+            prompt=Prompt(), stats=GenerationStats(), trace=tuple(trace), candidates=tuple(hits),
+        )  # fmt: skip
+
+    def _written(self, found: Answer, made: Generation, started: float, index: Index) -> Answer:
+        """With the text, kept as a run."""
+        trace = list(found.trace)
+        self._note(trace, "generate", started, len(found.context.pieces), len(made.citations), **made.notes)
+        answer = replace(
+            found, text=made.text, citations=made.citations, sentences=made.sentences, supported=made.supported,
+            prompt=made.prompt, stats=made.stats, trace=tuple(trace),
+        )  # fmt: skip
         return _kept(answer, index, self.config)
 
     def describe(self) -> str:
@@ -335,9 +378,17 @@ def _asked(question: str) -> str:
 
 
 def _kept(answer: Answer, index: Index, config: PipelineConfig) -> Answer:
-    from dataclasses import replace
-
     from rag.replay import about
 
     run_id = index.store.add_run({**answer.to_dict(), **about(answer, index.corpus), "config": config.to_dict()})
     return replace(answer, run_id=run_id)
+
+
+def tried(work: Callable[..., Answer], *given: Any, **named: Any) -> Answer | RagError:
+    """What `work` gives, or its error; one that the next question meets as well is raised."""
+    try:
+        return work(*given, **named)
+    except _OF_ALL:
+        raise
+    except RagError as error:
+        return error

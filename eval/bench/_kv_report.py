@@ -10,12 +10,27 @@ from eval.bench._kv_budget import budget_table
 from eval.bench._kv_reuse import OURS, PREFIX_HIT, PUBLISHED
 from eval.bench._report import claim, table
 
-__all__ = ["AGREEMENT", "BOUND", "exact_claims", "reuse_claims", "speculation_claims", "tables"]
+__all__ = ["AGREEMENT", "BOUND", "claims_of", "exact_claims", "reuse_claims", "speculation_claims", "tables"]
 
 BOUND = 0.05
 AGREEMENT = 0.95
 GOALS = {1000: (0.15, 0.30), 2000: (0.12, 0.25), 4000: (0.10, 0.18)}
 """Tokens of context -> share of full prefill that an exact prefix hit and `auto` may cost."""
+
+
+def claims_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of the parts that ran."""
+    claims = exact_claims(report["exact"]) if "exact" in report else []
+    claims += [one for part in report.get("reuse", ()) for one in reuse_claims(part)]
+    claims += [
+        claim(f"load {one['dtype']}, {one['tokens']} tokens: share of computing", one["ratio"], 0.1, "lower")
+        for one in report.get("load", ())
+    ]
+    if "batch" in report:
+        told = report["batch"]
+        text = f"{told['questions']} questions over {told['context_tokens']} tokens: times faster than alone"
+        claims.append(claim(text, told["speedup"], 5.0, "higher"))
+    return claims + speculation_claims(report.get("speculation", ()))
 
 
 def exact_claims(part: Mapping[str, Any]) -> list[dict[str, Any]]:

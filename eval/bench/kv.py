@@ -41,10 +41,10 @@ from eval.bench._kv_prompts import (
     passages,
 )
 from eval.bench._kv_recipes import REPAIRS
-from eval.bench._kv_report import AGREEMENT, BOUND, exact_claims, reuse_claims, speculation_claims, tables
+from eval.bench._kv_report import AGREEMENT, BOUND, claims_of, tables
 from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
 from eval.bench._kv_speed import batch, exact, load_costs, speculation
-from eval.bench._report import Settings, claim, load_average, machine
+from eval.bench._report import Settings, load_average, machine
 from rag.errors import UsageError
 from rag.generators._calibration import write_calibration
 
@@ -93,32 +93,24 @@ def run(
 
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UsageError(f"kv: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if calibrate is not None and "reuse" not in parts:
+        raise UsageError("kv: --calibrate needs the part reuse")
     torch.set_num_threads(settings.threads)
-    found = corpora(settings.data or _beside(), reuse.half)
-    if reuse.sets:
-        found = [one for one in found if one.name in reuse.sets]
-        if not found:
-            raise UsageError(f"kv: no set {', '.join(reuse.sets)}; there are {', '.join(SETS)}, with --data")
-    started = load_average()
+    found, started = _sets(settings, reuse), load_average()
     model = load() if loaded is None else loaded
     report: dict[str, Any] = {"bench": "kv", "model": _model(model), "sets": [one.name for one in found]}
-    report["donor_sets"] = "the other set, without documents of this one" if len(found) > 1 else "other documents"
-    claims: list[dict[str, Any]] = []
+    report["donor_sets"] = (
+        "the other set, without documents of this one" if found[0].name in SETS else "other documents"
+    )
     if "exact" in parts:
         wide = load("float32") if loaded is None else model
         cases = _cases(wide, found, min(lengths), min(questions, 4), settings.seed)
         report["exact"] = exact(wide, [case for _, case in cases])
-        claims += exact_claims(report["exact"])
     if "reuse" in parts:
         report["reuse"] = [_reuse(model, found, length, questions, reuse, settings) for length in lengths]
-        claims += [one for part in report["reuse"] for one in reuse_claims(part)]
     if "load" in parts:
         ids = _cases(model, found, 2000, 1, settings.seed)[0][1].ids
         report["load"] = load_costs(model, ids, lengths=(256, 512, 1024), rounds=settings.rounds)
-        claims += [
-            claim(f"load {one['dtype']}, {one['tokens']} tokens: share of computing", one["ratio"], 0.1, "lower")
-            for one in report["load"]
-        ]
     if "budget" in parts:
         report["budget"] = budget_part(
             model, found, settings.data or _beside(), lengths=lengths, count=questions, seed=settings.seed,
@@ -128,23 +120,26 @@ def run(
         _tell(settings, f"{BATCH} questions over one context of {max(lengths)} tokens")
         case, tails = _batch_of(model, found[0], max(lengths), settings.seed)
         report["batch"] = batch(model, case, tails, rounds=settings.rounds)
-        text = f"{BATCH} questions over {report['batch']['context_tokens']} tokens: times faster than alone"
-        claims.append(claim(text, report["batch"]["speedup"], 5.0, "higher"))
     if "speculation" in parts:
         _tell(settings, "speculation")
         prompts = _written(model, found, questions, settings.seed)
         report["speculation"] = speculation(model, prompts, rounds=settings.rounds)
-        claims += speculation_claims(report["speculation"])
     report["machine"] = {
         **machine(), "threads": settings.threads, "load_before": started, "load_after": load_average(),
     }  # fmt: skip
-    report["claims"] = claims
+    report["claims"] = claims_of(report)
     if calibrate is not None:
-        if "reuse" not in report:
-            raise UsageError("kv: --calibrate needs the part reuse")
         write_calibration(calibrate, calibration(report))
     _tell(settings, tables(report))
     return report
+
+
+def _sets(settings: Settings, reuse: ReuseSettings) -> list[Corpus]:
+    found = corpora(settings.data or _beside(), reuse.half)
+    wanted = [one for one in found if not reuse.sets or one.name in reuse.sets]
+    if not wanted:
+        raise UsageError(f"kv: no set {', '.join(reuse.sets)}; there are {', '.join(one.name for one in found)}")
+    return wanted
 
 
 def _beside() -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,7 @@ from rag.cli._compression import compressed, draw_compression
 from rag.cli._ledger import draw_citations, draw_replay, draw_trace
 from rag.cli._timeline import audited, draw_timeline
 from rag.cli.indexing import DEFAULT_INDEX
-from rag.errors import UsageError
+from rag.errors import RagError, UsageError
 from rag.text import printable
 
 if TYPE_CHECKING:
@@ -94,8 +94,12 @@ def ask(
 ) -> None:
     """Answer a question from the documents, with citations. Says so when they hold no answer.
 
+    With --queries, those whose prompts begin alike are answered together where the generator can; a question that
+    cannot be answered has "error" in its line, and the exit code is 4.
+
     Example: rag ask "Who approves travel above 5,000 EUR?"
     """
+    from rag.pipeline import tried
     from rag.replay import about
 
     set_verbosity(verbose)
@@ -107,8 +111,11 @@ def ask(
             pipeline = audited(pipeline)
         asked = _asker(pipeline, opened, filters, flow)
         if one is None:
-            for query_id, text in read_queries(queries or Path()):
-                print_json({"query_id": query_id, **asked(text, None).to_dict()})
+            rows = list(read_queries(queries or Path()))
+            if flow is None:
+                _print_answers(rows, pipeline.ask_many((text for _, text in rows), opened, where=filters))
+            else:
+                _print_answers(rows, (tried(asked, text, None) for _, text in rows))
             return
         if as_json:
             print_json(asked(one, None).to_dict())
@@ -229,6 +236,20 @@ def _asker(
         return answer
 
     return along
+
+
+def _print_answers(rows: Sequence[tuple[str, str]], answers: Iterable[Answer | RagError]) -> None:
+    """One JSON line for each of `rows`, (query_id, question); exit code 4 when a question has no answer."""
+    failed = 0
+    for (query_id, text), answer in zip(rows, answers, strict=True):
+        if isinstance(answer, RagError):
+            failed += 1
+            print_json({"query_id": query_id, "question": text, "error": str(answer)})
+        else:
+            print_json({"query_id": query_id, **answer.to_dict()})
+    if failed:
+        console().print(f"{failed} of {len(rows)} questions could not be answered", style="red", markup=False)
+        raise typer.Exit(4)
 
 
 def _search(pipeline: Pipeline, index: Index, question: str, k: int, where: dict[str, Any] | None) -> dict[str, Any]:

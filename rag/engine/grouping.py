@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from rag.engine.errors import EngineError
 
-__all__ = ["PromptGroup", "group_prompts"]
+__all__ = ["PromptGroup", "group_prompts", "lots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,23 @@ def group_prompts(prompts: Sequence[Sequence[int]], *, least: int = 16) -> list[
     for node in reversed(nodes):
         node.value = {depth: max(_joined(nodes, node, depth), _opened(nodes, node, least)) for depth in node.above}
     return _groups(nodes, order, least)
+
+
+def lots(
+    group: PromptGroup, prompts: Sequence[Sequence[int]], *, rows: int, tokens: int, room: int = 0
+) -> list[tuple[int, ...]]:
+    """The members of `group` in lots that run together, those with the shortest rest first: at most `rows` of them, and
+    at most `tokens` slots behind the shared prefix, where each has as many as the longest, and `room` more. One that
+    needs more than that runs alone.
+    """
+    found: list[list[int]] = []
+    for number in sorted(group.members, key=lambda one: (len(prompts[one]), one)):
+        width = len(prompts[number]) - group.prefix + room
+        if found and len(found[-1]) < rows and (len(found[-1]) + 1) * width <= tokens:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return [tuple(lot) for lot in found]
 
 
 @dataclass(eq=False, slots=True)

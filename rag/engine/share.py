@@ -15,7 +15,7 @@ from rag.engine.attend import SharedContext, read_as_asked
 from rag.engine.cache import KvCache
 from rag.engine.decode import Stop, StopGate, chooser, generate
 from rag.engine.errors import EngineError
-from rag.engine.grouping import group_prompts
+from rag.engine.grouping import group_prompts, lots
 from rag.engine.model import EngineModel
 from rag.engine.prefill import prefill
 from rag.engine.prefix import PrefixPool, prefill_with_prefix
@@ -61,6 +61,8 @@ def prefill_batch(
         raise EngineError("a batch needs at least one suffix, and none of them empty")
     if not context.length or context.attention:
         raise EngineError("a shared context holds at least one token, and is read in the model's own way")
+    if context.dropped:
+        raise EngineError(f"{context.dropped} tokens of this context are gone: it is the start of no prompt")
     width, device = max(len(suffix) for suffix in suffixes), model.device
     pads = torch.tensor([width - len(suffix) for suffix in suffixes], device=device)
     ids = torch.tensor([[0] * (width - len(suffix)) + list(suffix) for suffix in suffixes], device=device)
@@ -117,14 +119,15 @@ def generate_many(
     pool: PrefixPool | None = None,
     least: int = 16,
     rows: int = 16,
+    tokens: int = 1 << 16,
 ) -> list[list[int]]:
     """The text behind every prompt, in the prompts' order, as `generate` gives it for each alone.
 
-    Prompts that share at least `least` tokens run behind one computation of them, up to `rows` at a time. What groups
-    share among themselves comes from `pool`, where one is given.
+    Prompts that share at least `least` tokens run behind one computation of them, in lots of up to `rows` prompts and
+    `tokens` tokens behind what they share. What groups share among themselves comes from `pool`, where one is given.
     """
-    if rows < 1:
-        raise EngineError(f"rows must be >= 1, not {rows}")
+    if rows < 1 or tokens < 1:
+        raise EngineError(f"rows must be >= 1 and tokens >= 1, not {rows} and {tokens}")
     texts: list[list[int]] = [[] for _ in prompts]
     for group in group_prompts(prompts, least=least):
         first = prompts[group.members[0]]
@@ -137,8 +140,7 @@ def generate_many(
             )  # fmt: skip
             texts[group.members[0]] = list(one)
             continue
-        for at in range(0, len(group.members), rows):
-            members = group.members[at : at + rows]
+        for members in lots(group, prompts, rows=rows, tokens=tokens, room=max_new_tokens):
             suffixes = [prompts[number][group.prefix :] for number in members]
             for row, token in generate_batch(
                 model, done.cache, suffixes, max_new_tokens=max_new_tokens, stops=stops, temperature=temperature,

@@ -92,13 +92,14 @@ class _Held:
 class KvTiers:
     """At most `max_bytes` of blocks in memory, the least recently used going first, over `store` where there is one.
 
-    A block that comes from disk is kept in memory too. Abstracts are made when a block is put or loaded, and stay when
-    it leaves memory: `abstract_bytes` counts them apart. Owners are those of the store: `drop` here drops them there.
-    Dropping in the store alone, or in another process, leaves in memory what is there. Threads may share it.
+    A block that comes from disk is kept in memory too. Abstracts of every `tokens` tokens (None: there are none) are
+    made when a block is put or loaded, and stay when it leaves memory: `abstract_bytes` counts them apart. Owners are
+    those of the store: `drop` here drops them there. Dropping in the store alone, or in another process, leaves in
+    memory what is there. Threads may share it.
     """
 
-    def __init__(self, *, max_bytes: int, store: KvStore | None = None, tokens: int = 64) -> None:
-        if max_bytes < 0 or tokens < 1:
+    def __init__(self, *, max_bytes: int, store: KvStore | None = None, tokens: int | None = 64) -> None:
+        if max_bytes < 0 or (tokens is not None and tokens < 1):
             raise EngineError(f"max_bytes must be >= 0 and tokens >= 1, not {max_bytes} and {tokens}")
         self.max_bytes, self.store, self.tokens = max_bytes, store, tokens
         self.stats = TierStats()
@@ -130,7 +131,7 @@ class KvTiers:
         stored = self.store is not None and self.store.put(block, policy, names, dtype=dtype, cost=cost) is not None
         with self._lock:
             kept = self._hold(key, block, names)
-            if kept or stored:
+            if (kept or stored) and self.tokens is not None:
                 self._abstracts[key] = abstract(block, self.tokens)
         return kept or stored
 
@@ -152,7 +153,7 @@ class KvTiers:
             if found.size_bytes <= self.max_bytes:
                 found = replace(found, k=found.k.clone(), v=found.v.clone())  # of the file, it is only mapped
             self._hold(key, found, ())
-            if key not in self._abstracts:
+            if key not in self._abstracts and self.tokens is not None:
                 self._abstracts[key] = abstract(found, self.tokens)
             return found
 

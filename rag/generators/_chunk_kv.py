@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from rag.engine.observed import chunk_name, make_observed_block
 from rag.engine.prune import prune_block
 from rag.engine.repair import RepairPolicy
 from rag.engine.store import KvStore
+from rag.engine.tiers import KvTiers
 from rag.generators._decode import Reading, read_on
 from rag.generators._parts import Part
 from rag.store.kv import KV_NAME, SHARED_OWNER
@@ -37,33 +38,51 @@ _TYPES: dict[str, KvType] = {"torch.bfloat16": "bf16", "torch.float16": "fp16", 
 
 
 class KvShelf:
-    """The store of one index for one prompt, and what was taken from it and put there. Without a folder that can be
-    written nothing is kept, and everything works."""
+    """The store of one index for one prompt, opened when a block is not in `memory`, and what was taken from it and put
+    there. Without a folder that can be written nothing is kept on disk, and everything works.
 
-    def __init__(self, directory: Path | None, *, max_bytes: int, dtype: KvType) -> None:
+    `loaded` are the bytes of blocks that came from disk.
+    """
+
+    def __init__(self, directory: Path | None, *, max_bytes: int, dtype: KvType, memory: KvTiers | None = None) -> None:
         self.dtype = dtype
         self.loaded, self.made, self.made_tokens = 0, 0, 0
-        self._store: KvStore | None = None
-        if directory is not None:
+        self._directory, self._max_bytes, self._memory = directory, max_bytes, memory
+        self._opened = False
+        self._held: KvStore | None = None
+
+    @property
+    def _store(self) -> KvStore | None:
+        if not self._opened and self._directory is not None:
+            self._opened = True
             try:
-                self._store = KvStore(directory / KV_NAME, max_bytes=max_bytes)
+                self._held = KvStore(self._directory / KV_NAME, max_bytes=self._max_bytes)
             except (OSError, sqlite3.Error, EngineError):
-                self._store = None
+                self._held = None
+        return self._held
 
     def block(
         self, ids: Sequence[int], fingerprint: str, policy: str, owner: str, make: Callable[[], KvBlock], cost: float
     ) -> KvBlock:
+        place = f"{policy} of {owner}"  # what is in memory for one document may not be on disk for another
+        if self._memory is not None and (near := self._memory.get(ids, fingerprint, place)) is not None:
+            return near
         held = self._get(ids, fingerprint, policy)
         if held is not None:
             self.loaded += held.size_bytes
             self._put(held, policy, owner, cost)  # another document may have the same chunk
-            return held
-        made = make()
-        self.made, self.made_tokens = self.made + 1, self.made_tokens + len(made)
-        self._put(made, policy, owner, cost)
-        if self.dtype == "int8":  # so that the first use reads what the second one will
-            return self._get(ids, fingerprint, policy) or made
-        return made
+        else:
+            made = make()
+            self.made, self.made_tokens = self.made + 1, self.made_tokens + len(made)
+            self._put(made, policy, owner, cost)
+            # so that the first use reads what the second one will
+            held = self._get(ids, fingerprint, policy) if self.dtype == "int8" else made
+            if held is None:
+                return made
+        if self._memory is not None and held.size_bytes <= self._memory.max_bytes:
+            held = _copied(held)
+            self._memory.put(held, place, [owner])
+        return held
 
     def has_room(self, size: int) -> bool:
         """Whether `size` bytes more push nothing out."""
@@ -83,13 +102,27 @@ class KvShelf:
             pass  # busy, full or read-only: it is made again
 
     def close(self) -> None:
-        if self._store is not None:  # an empty store is false
-            self._store.close()
+        if self._held is not None:  # an empty store is false
+            self._held.close()
+
+
+def _copied(block: KvBlock) -> KvBlock:
+    """Not mapped from a file."""
+    variance, seen = block.variance, block.seen
+    if variance is not None:
+        variance = variance.clone()
+    if seen is not None:
+        seen = replace(seen, inter=seen.inter.clone(), intra=seen.intra.clone())
+    return replace(block, k=block.k.clone(), v=block.v.clone(), variance=variance, seen=seen)
 
 
 @dataclass(eq=False, kw_only=True)
 class ChunkKv:
-    """Reads prompts with `policy` over blocks of `kind`. `donors` are passages as ids. Not for several threads."""
+    """Reads prompts with `policy` over blocks of `kind`. `donors` are passages as ids. Not for several threads.
+
+    At most `max_bytes` of blocks are kept below the folder of an index, and at most `ram_bytes` of those of one state
+    of the index that was read last in memory too.
+    """
 
     engine: EngineModel
     policy: RepairPolicy
@@ -98,11 +131,14 @@ class ChunkKv:
     donors: Sequence[Sequence[int]]
     max_bytes: int
     int8: bool = False
+    ram_bytes: int = 0
     _donor_mean: dict[tuple[int, ...], DonorMean] = field(default_factory=dict, init=False)
+    _memory: tuple[tuple[Path | None, int], KvTiers] | None = field(default=None, init=False)
 
-    def read(self, parts: Sequence[Part], directory: Path | None, room: int) -> Reading:
-        """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below `directory`."""
-        shelf = self._shelf(directory)
+    def read(self, parts: Sequence[Part], directory: Path | None, room: int, generation: int = 0) -> Reading:
+        """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below `directory`, the folder
+        of an index of that `generation`."""
+        shelf = self._shelf(directory, self._near((directory, generation)))
         try:
             prefix = parts[0].ids
             start = self._start(prefix, shelf)
@@ -134,9 +170,17 @@ class ChunkKv:
             shelf.close()
         return shelf.made
 
-    def _shelf(self, directory: Path | None) -> KvShelf:
+    def _near(self, index: tuple[Path | None, int]) -> KvTiers | None:
+        """What is in memory of this state of an index: what a changed document left goes with the state before."""
+        if not self.ram_bytes:
+            return None
+        if self._memory is None or self._memory[0] != index:
+            self._memory = index, KvTiers(max_bytes=self.ram_bytes, tokens=None)
+        return self._memory[1]
+
+    def _shelf(self, directory: Path | None, memory: KvTiers | None = None) -> KvShelf:
         dtype: KvType = "int8" if self.int8 else _TYPES[str(self.engine.dtype)]
-        return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype)
+        return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype, memory=memory)
 
     def _start(self, prefix: tuple[int, ...], shelf: KvShelf) -> KvBlock:
         cost = self.engine.cost(0, len(prefix))

@@ -8,7 +8,7 @@ on what was asked before, not even by rounding in bfloat16.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,9 +21,10 @@ from rag.engine.errors import EngineError
 from rag.engine.model import EngineModel
 from rag.engine.prefill import PartCount, Prefill, prefill
 from rag.engine.prefix import PrefixPool, prefill_with_prefix
+from rag.engine.share import generate_batch
 from rag.errors import ConfigError
 
-__all__ = ["STEP", "CountedDraft", "Decoder", "Reading", "read_on"]
+__all__ = ["STEP", "CountedDraft", "Decoder", "Reading", "read_on", "stop_ids"]
 
 STEP = 256
 
@@ -58,6 +59,13 @@ def read_on(engine: EngineModel, done: Prefill, **counts: Any) -> Reading:
     told = {"computed": done.computed, "reused": done.reused, "repaired": done.repaired, "parts": done.parts, **counts}
     told.setdefault("made_tokens", done.reused - told["reused"])
     return Reading(done.logits, engine, done.cache, **told)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends an answer."""
+    ends = model.generation_config.eos_token_id
+    given = ends if isinstance(ends, list) else [ends]
+    return {end for end in (*given, tokenizer.eos_token_id) if end is not None}
 
 
 class CountedDraft(Draft):
@@ -108,6 +116,17 @@ class Decoder:
         return self.engine
 
     @property
+    def shares(self) -> bool:
+        """Whether the model can read several texts behind one context at once."""
+        if self.engine is None:
+            return False
+        try:
+            self.engine.require_chunk_reuse()
+        except EngineError:
+            return False
+        return True
+
+    @property
     def token_bytes(self) -> int:
         """Of the keys and values of one token; 0 where the engine refuses the model."""
         return self.engine.token_bytes if self.engine is not None else 0
@@ -135,6 +154,16 @@ class Decoder:
         return generate(
             reading.model, reading.cache, reading.logits, max_new_tokens=most, stops=self._stops, draft=draft,
             temperature=temperature, seed=seed,
+        )  # fmt: skip
+
+    def together(
+        self, context: Reading, suffixes: Sequence[Sequence[int]], most: int, *, temperature: float, seed: int
+    ) -> Iterator[tuple[int, int]]:
+        """(number of the suffix, new id) behind each of `suffixes`, all of them read behind `context` at once; every
+        text is what `tokens` gives behind context and suffix. Only where `shares`."""
+        return generate_batch(
+            self.required, context.cache, suffixes, max_new_tokens=most, stops=self._stops, temperature=temperature,
+            seed=seed,
         )  # fmt: skip
 
 

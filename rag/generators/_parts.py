@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from rag.answer import Prompt
 from rag.prompt import piece_text
-from rag.types import Document, Piece, Span, content_key
+from rag.types import CompressedContext, Document, Piece, Span, content_key
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Cut", "Part", "as_read", "cut_of", "kept_rows"]
+__all__ = ["Cut", "Part", "Plan", "as_read", "cut_of", "kept_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,20 @@ class Cut:
 
     def part(self, owner: str) -> Part:
         return Part(tuple(self.whole[row] for row in self.rows), owner, self.whole, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A prompt as it will be read, in `parts`; `documents` are those of the pieces, by id."""
+
+    context: CompressedContext
+    documents: Mapping[str, Document]
+    prompt: Prompt
+    parts: Sequence[Part]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for part in self.parts for token in part.ids]
 
 
 def cut_of(piece: Piece, document: Document, tokenizer: Tokenizer, most: int) -> Cut | None:

@@ -13,9 +13,10 @@ from rag.generators._repairs import Repair, checked_repair
 from rag.types import Piece
 
 if TYPE_CHECKING:
-    from rag.generators._decode import Reading
+    from rag.generators._decode import CountedDraft, Reading
+    from rag.generators._writing import Written
 
-__all__ = ["as_rag_errors", "check_reuse", "is_whole", "segments", "told"]
+__all__ = ["as_rag_errors", "check_reuse", "is_whole", "segments", "stats_of", "told"]
 
 _ALLOWED = {
     "reuse": ("none", "prefix", "chunk"),
@@ -23,10 +24,17 @@ _ALLOWED = {
     "kv_dtype": ("auto", "int8"),
     "cut_pieces": ("compute", "prune"),
     "speculate": ("auto", "none", "lookup"),
+    "batch": ("auto", "none", "shared"),
 }
 
 
 class _Settings(Protocol):
+    @property
+    def reuse(self) -> str: ...
+    @property
+    def batch(self) -> str: ...
+    @property
+    def ram_bytes(self) -> int: ...
     @property
     def blocks(self) -> str: ...
     @property
@@ -46,8 +54,13 @@ def check_reuse(given: _Settings) -> None:
             raise ConfigError(f"local: {name} is one of {', '.join(values)}, not {getattr(given, name)!r}")
     if not all(given.stop):
         raise ConfigError(f"local: stop holds texts of at least one character, not {given.stop!r}")
-    if given.pool_bytes < 0 or given.kv_bytes < 0:
-        raise ConfigError(f"local: pool_bytes and kv_bytes must be >= 0, not {given.pool_bytes} and {given.kv_bytes}")
+    if min(given.pool_bytes, given.kv_bytes, given.ram_bytes) < 0:
+        raise ConfigError(
+            "local: pool_bytes, kv_bytes and ram_bytes must be >= 0, not "
+            f"{given.pool_bytes}, {given.kv_bytes} and {given.ram_bytes}"
+        )
+    if given.batch == "shared" and given.reuse != "prefix":
+        raise ConfigError(f"local: batch shared computes a common start once: it needs reuse prefix, not {given.reuse}")
     name, _ = checked_repair(given.repair)
     if given.blocks == "solo" and "variance" in name:
         raise ConfigError(f"local: repair {name} needs blocks: donor-mean, which know how much each token varies")
@@ -83,6 +96,26 @@ def _row(counts: Sequence[tuple[int, int, int | None]], token_bytes: int) -> dic
     again = None if any(one is None for _, _, one in counts) else sum(one or 0 for _, _, one in counts)
     copied = (reused + (again or 0)) * token_bytes
     return {"tokens": tokens, "reused": reused, "repaired": again, "computed": tokens - reused, "bytes": copied}
+
+
+def stats_of(
+    reading: Reading, prompt: int, written: Written, first: float, ended: float, draft: CountedDraft | None = None
+) -> GenerationStats:
+    """The accounts of an answer to a prompt of `prompt` tokens; `first` and `ended` are seconds from its start."""
+    return GenerationStats(
+        prompt_tokens=prompt,
+        reused_tokens=reading.reused,
+        repaired_tokens=reading.repaired,
+        computed_tokens=reading.computed,
+        new_tokens=len(written.tokens),
+        ttft_seconds=first,
+        total_seconds=ended,
+        bytes_loaded=reading.loaded,
+        policy=reading.policy,
+        attention="sdpa",
+        drafted_tokens=draft.drafted if draft else 0,
+        accepted_tokens=draft.accepted if draft else 0,
+    )
 
 
 def told(

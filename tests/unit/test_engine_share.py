@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from rag.engine import EngineError, attend  # noqa: E402
 from rag.engine.decode import generate  # noqa: E402
-from rag.engine.grouping import group_prompts  # noqa: E402
+from rag.engine.grouping import PromptGroup, group_prompts, lots  # noqa: E402
 from rag.engine.model import FAMILIES, EngineModel  # noqa: E402
 from rag.engine.prefill import prefill  # noqa: E402
 from rag.engine.prefix import PrefixPool  # noqa: E402
@@ -76,9 +76,26 @@ def test_the_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert got == [alone(model, [*CONTEXT, *suffix], max_new_tokens=4) for suffix in SUFFIXES]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16])
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), rows=st.integers(1, 5), tokens=st.integers(1, 90),
+    room=st.integers(0, 9),
+)  # fmt: skip
+def test_lots_hold_every_member_once_and_no_more_than_they_may(
+    lengths: list[int], rows: int, tokens: int, room: int
+) -> None:
+    group = PromptGroup(tuple(reversed(range(len(lengths)))), 7)
+    made = lots(group, [[0] * (7 + length) for length in lengths], rows=rows, tokens=tokens, room=room)
+    assert sorted(number for lot in made for number in lot) == list(range(len(lengths)))
+    for lot in made:
+        assert len(lot) <= rows
+        assert len(lot) == 1 or len(lot) * (max(lengths[number] for number in lot) + room) <= tokens
+    order = [lengths[number] for lot in made for number in lot]
+    assert order == sorted(order)  # so that least is padded
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1 << 16), (2, 1 << 16), (16, 1 << 16), (16, 14)])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_many_prompts_in_any_order(rows: int, pooled: bool) -> None:
+def test_many_prompts_in_any_order(rows: int, tokens: int, pooled: bool) -> None:
     model, other = shared(), some_ids(20, seed=9)
     prompts = [
         [*CONTEXT, 5],
@@ -90,7 +107,7 @@ def test_many_prompts_in_any_order(rows: int, pooled: bool) -> None:
         [*CONTEXT[:30], 8],
     ]
     pool = PrefixPool(max_bytes=1 << 24, block_tokens=8, salt=model.fingerprint.encode()) if pooled else None
-    got = generate_many(model, prompts, max_new_tokens=6, rows=rows, pool=pool)
+    got = generate_many(model, prompts, max_new_tokens=6, rows=rows, tokens=tokens, pool=pool)
     assert got == [alone(model, prompt, max_new_tokens=6) for prompt in prompts]
 
 
@@ -104,11 +121,17 @@ def test_what_cannot_be_a_batch_is_refused() -> None:
     context.attention = {"mass": None}
     with pytest.raises(EngineError, match="own way"):
         prefill_batch(model, context, [[1]])
+    cut = prefill(model, CONTEXT)
+    cut.cache.keep([torch.arange(20)[None]] * model.layers)
+    with pytest.raises(EngineError, match="17 tokens of this context are gone"):
+        prefill_batch(model, cut.cache, [[1]])
     sliding = tiny("mistral", sliding_window=8)
     with pytest.raises(EngineError, match="slides over 8 tokens"):
         prefill_batch(sliding, prefill(sliding, CONTEXT).cache, [[1]])
     with pytest.raises(EngineError, match="rows must be >= 1"):
         generate_many(model, [[1]], max_new_tokens=1, rows=0)
+    with pytest.raises(EngineError, match="tokens >= 1"):
+        generate_many(model, [[1]], max_new_tokens=1, tokens=0)
 
 
 # grouping

@@ -35,4 +35,5 @@ class InfoFlow(QuestionRepair):
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         _, values = cache.kv_layers[layer].buffers()
-        return (votes * values[0, :, : votes.shape[-1]].float().norm(dim=-1)).sum(0)
+        lengths: Tensor = values[0, :, : votes.shape[-1]].float().norm(dim=-1)
+        return (votes * lengths).sum(0)
