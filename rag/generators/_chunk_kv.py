@@ -23,6 +23,7 @@ from rag.engine.model import EngineModel
 from rag.engine.observed import chunk_name, make_observed_block
 from rag.engine.prune import prune_block
 from rag.engine.repair import RepairPolicy
+from rag.engine.repair.auto import Auto
 from rag.engine.store import KvStore
 from rag.engine.tiers import KvTiers
 from rag.generators._decode import Reading, read_on
@@ -153,8 +154,13 @@ class ChunkKv:
         reused = max(0, done.reused - shelf.made_tokens)
         return read_on(
             self.engine, done, reused=reused, computed=total - reused, loaded=shelf.loaded, made=shelf.made,
-            policy=f"chunk: {self.kind}, {self.label}",
+            policy=f"chunk: {self.kind}, {self._repair(total)}",
         )  # fmt: skip
+
+    def _repair(self, tokens: int) -> str:
+        """What stats call the repair of a prompt of so many tokens; of `auto` also what it takes."""
+        taken = self.policy.choose(tokens)[0] or "all" if isinstance(self.policy, Auto) else ""
+        return f"{self.label} ({taken})" if taken else self.label
 
     def prepare(self, prefix: Sequence[int], chunks: Sequence[Part], directory: Path) -> int:
         """Makes the blocks of `chunks` that are not kept yet; how many were made. Stops where they would push others

@@ -249,7 +249,8 @@ def test_every_policy_answers(folder: Path, files: Path, tmp_path: Path) -> None
         spec: Any = {"use": "auto", "table": [row]} if name == "auto" else name
         for _ in range(2):
             answer = ask_line(pipeline(folder, repair=spec), WHO, tmp_path / "index")
-        assert answer.stats.policy.endswith(f", {name}")
+        expected = 'auto ({"k": 4, "use": "epic"})' if name == "auto" else name
+        assert answer.stats.policy.endswith(f", {expected}")
         assert answer.trace[-1].notes["blocks_made"] == 0
 
 
