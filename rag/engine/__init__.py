@@ -18,6 +18,7 @@ Its modules import torch and transformers, so they are imported when they are us
     tiers     blocks in memory over blocks on disk, with bounds of attention from abstracts
     prune     a part of a block: the tokens that a compressor left
     attend    attention with a temperature and a scale for some slots, with its weights summed, or to a shared context
+    attention/  which units of the context each block of queries reads, and how that is run
     layers    a sparse pass that drops tokens from layer to layer
     repair/   policies: what is computed again of what is reused, and how
     budget/   what of a prompt stays in the cache when its bytes are limited

@@ -115,11 +115,15 @@ def _attend(
     shared: SharedContext | None = None,
     votes: WindowVotes | None = None,
     own_lengths: bool = False,
+    sparse: Any = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d). With a shared
     context the batch may be larger, and a mask (batch, 1, queries, slots) is needed. `own_lengths`: the layers hold
-    different numbers of slots, so that the model's one mask does not fit them all and each layer gets its own."""
+    different numbers of slots, so that the model's one mask does not fit them all and each layer gets its own. `sparse`
+    is a `rag.engine.attention.Sparse` that reads for the model."""
+    if sparse is not None:
+        return sparse.attend(module, query, key, value, attention_mask, scaling), None
     if own_lengths:
         attention_mask = _causal(query.shape[-2], key.shape[-2], query.device)[None, None]
     if shared is not None and attention_mask is not None:
