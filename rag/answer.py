@@ -65,7 +65,8 @@ class GenerationStats:
     Of the prompt's tokens `reused_tokens` had their keys and values from before and `computed_tokens` ran through the
     model; `repaired_tokens` are those of the latter that were there and were computed again. `bytes_loaded` is the size
     of the keys and values that came from disk. `policy` says how they were reused, "none" for not at all, "server" by
-    the endpoint itself, "batch" together with other prompts behind what they share. Of the tokens that were guessed ahead (`drafted_tokens`), `accepted_tokens` held.
+    the endpoint itself, "batch" together with other prompts behind what they share. Of the tokens that were guessed
+    ahead (`drafted_tokens`), `accepted_tokens` held.
 
     The deviations are the mean divergence (KL) from full prefill in nats a token of the answer: as a calibrated table
     predicts it, and as it was measured, with the share of tokens whose most likely one is the same. None: not known.
