@@ -37,6 +37,7 @@ def measure(
     policies: Sequence[str] | None = None,
     everywhere: Sequence[str] = (),
     first: int | None = None,
+    contexts: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
     rows_file: Path | None = None,
@@ -45,23 +46,23 @@ def measure(
     """A row for every prompt and policy: name, cost, kl, first_kl, agreement, tokens, repaired, context.
 
     Neighbours in `cases` that share their passages are one context, which is prefilled once. `policies` run on the
-    `first` contexts, those of `everywhere` on all of them. With `rows_file` contexts that it tells of already are not
-    run again.
+    `first` contexts, those of `everywhere` on all of them, which are no more than `contexts`. With `rows_file` contexts
+    that it tells of already are not run again.
     """
     known = recipes()
     if unknown := sorted({*(policies or ()), *everywhere} - set(known)):
         raise UsageError(f"kv: no policy {', '.join(unknown)}; there are {', '.join(known)}")
     asked = {name: one for name, one in known.items() if policies is None or name in {*policies, *everywhere}}
     blocks = blocks_of(loaded, cases[0].prefix, donors, folder)
-    rows = _told(rows_file)
+    groups = [list(group) for _, group in groupby(cases, key=lambda case: id(case.chunks))][:contexts]
+    rows = [row for row in _told(rows_file) if row["context"] < len(groups)]
     done = {row["context"] for row in rows}
-    contexts = [list(group) for _, group in groupby(cases, key=lambda case: id(case.chunks))]
     prompt = 0
-    for number, group in enumerate(contexts):
+    for number, group in enumerate(groups):
         begin, prompt = prompt, prompt + len(group)
         if number in done:
             continue
-        tell(f"context {number + 1} of {len(contexts)}: {len(group)} prompts, {len(group[0].ids)} tokens")
+        tell(f"context {number + 1} of {len(groups)}: {len(group)} prompts, {len(group[0].ids)} tokens")
         chosen = {name: one for name, one in asked.items() if name in everywhere or first is None or number < first}
         draw = random.Random(seed + number)  # noqa: S311
         new = _context(loaded, group, blocks, chosen, draw)

@@ -60,7 +60,8 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseSettings:
-    """Of the part reuse. `policies` run on the `first` contexts of each set, `everywhere` on all of them.
+    """Of the part reuse. `policies` run on the `first` contexts of each set, `everywhere` on all of them, which are no
+    more than `contexts`.
 
     With `together` as many questions share a context as it has thousands of tokens, about what came with each. Passages
     stand by `order`: relevance, as a pipeline lays them out (of several questions the nearest counts), or chance.
@@ -74,6 +75,7 @@ class ReuseSettings:
     first: int | None = None
     order: str = "chance"
     together: bool = False
+    contexts: int | None = None
     rows: Path | None = None
 
 
@@ -203,7 +205,7 @@ def _reuse(
         lengths += [len(donor) for donor in donors]
         told = measure(
             loaded, own, donors, policies=reuse.policies, everywhere=reuse.everywhere, first=reuse.first,
-            seed=settings.seed,
+            contexts=reuse.contexts, seed=settings.seed,
             folder=reuse.rows / "blocks" if reuse.rows else None,
             rows_file=reuse.rows / f"{corpus.name}-{length}.jsonl" if reuse.rows else None,
             tell=lambda text: _tell(settings, text),
@@ -328,6 +330,7 @@ def _main(
     first: Annotated[int | None, typer.Option(min=1, help="Contexts of each set for all other policies.")] = None,
     order: Annotated[str, typer.Option(help="Of the passages: relevance or chance.")] = "relevance",
     together: Annotated[bool, typer.Option(help="Questions share contexts of 2,000 tokens and more.")] = False,
+    contexts: Annotated[int | None, typer.Option(min=1, help="Of each set, no more.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Folder that keeps finished contexts and blocks.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
@@ -344,6 +347,7 @@ def _main(
         first=first,
         order=order,
         together=together,
+        contexts=contexts,
         rows=rows,
     )
     if rows is not None:
