@@ -135,10 +135,12 @@ def _attend(
             module, query, key, value, attention_mask, scaling=scaling, **given
         )
         return plain
-    kv_heads = key.shape[1]
-    group = query.shape[1] // kv_heads
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = (query @ key.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
+    batch, heads, queries, width = query.shape
+    kv_heads, slots = key.shape[1:3]
+    # the query heads that share a kv head as rows of one product: keys and values are not copied for each of them
+    grouped = query.reshape(batch, kv_heads, -1, width)
+    scores = (grouped @ key.transpose(2, 3)).float().reshape(batch, heads, queries, slots)
+    scores *= scaling or width**-0.5
     scores = scores.masked_fill(~_seen(scores, attention_mask), -torch.inf)
     if scaled_context is not None:
         _scale(scores, scaled_context)
@@ -147,7 +149,8 @@ def _attend(
         mass.add(weights)
     if votes is not None:
         votes.add(module.layer_idx, weights, kv_heads)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+    out = weights.to(value.dtype).reshape(batch, kv_heads, -1, slots) @ value
+    return out.reshape(batch, heads, queries, width).transpose(1, 2).contiguous(), None
 
 
 def _attend_shared(

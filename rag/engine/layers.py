@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rag.engine.attend import read_as_asked
 from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 from rag.engine.model import EngineModel
@@ -16,7 +18,8 @@ __all__ = ["LayerPass"]
 
 
 class LayerPass:
-    """Tokens `ids` at `slots` (ascending) of `cache`; they read every slot up to their own and overwrite theirs.
+    """Tokens `ids` at `slots` (ascending) of `cache`; they read every slot up to their own, in the way that the cache
+    asks for, and overwrite theirs.
 
     `step` runs the next layer; between steps `keep` may drop tokens, but not the last one. As EngineModel.run with
     slots does, if nothing is dropped.
@@ -50,7 +53,8 @@ class LayerPass:
         return keys[0].index_select(1, self.slots), values[0].index_select(1, self.slots)
 
     def step(self) -> None:
-        with torch.no_grad(), self._cache.writing_at(self.slots):
+        asked = read_as_asked(self._model.model) if self._cache.attention else nullcontext()
+        with torch.no_grad(), asked, self._cache.writing_at(self.slots):
             self._hidden = self._body.layers[self.layer](
                 self._hidden,
                 attention_mask=self._mask,
@@ -58,6 +62,7 @@ class LayerPass:
                 past_key_values=self._cache,
                 use_cache=True,
                 position_embeddings=self._turns,
+                **self._cache.attention,
             )
         self.layer += 1
 

@@ -113,6 +113,9 @@ def test_the_first_tokens_are_repaired_beside_those_that_the_question_takes_most
     assert torch.allclose(run(Asked(share=1.0), parts()).logits, prefill(shared(), IDS).logits, atol=1e-4)
     plain = run(Asked(k=0, share=0.25, head=0), parts())
     assert plain.repaired_at == run(InfoFlow(share=0.25), parts()).repaired_at
+    shallow = run(Asked(k=0, share=0.25, head=0, depth=0.3), parts())  # one layer of three
+    assert len(shallow.repaired_at) == len(plain.repaired_at)
+    assert shallow.repaired_at != plain.repaired_at
 
 
 def test_settings_out_of_range_say_so() -> None:
@@ -121,6 +124,6 @@ def test_settings_out_of_range_say_so() -> None:
             Prophet(**wrong)  # type: ignore[arg-type]
         with pytest.raises(EngineError, match="info-flow: share must lie in"):
             InfoFlow(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"share": 1.5}, {"head": -1}, {"k": -1}):
+    for wrong in ({"share": 1.5}, {"head": -1}, {"k": -1}, {"depth": 0}):
         with pytest.raises(EngineError, match="asked: "):
             Asked(**wrong)  # type: ignore[arg-type]

@@ -498,3 +498,22 @@ def test_reuse_with_smollm2(files: Path, tmp_path: Path) -> None:
     assert reading.reused == 2 * STEP
     exact = line(reuse="chunk", repair="all")
     assert written(ask_line(exact, WHO, index)) == written(ask_line(plain, WHO, index))
+
+
+@pytest.mark.models
+def test_a_calibration_of_the_bundled_model_comes_with_the_package(files: Path, tmp_path: Path) -> None:
+    ours = LocalGenerator(reuse="chunk", repair="auto", dtype="bfloat16", max_new_tokens=4)
+    try:
+        engine = ours._decoder.required
+    except MissingError as error:
+        pytest.skip(str(error))
+    policy = build_repair("auto", engine.fingerprint)
+    assert isinstance(policy, Auto)
+    assert policy.choose(1000)[1] <= policy.bound
+    cheap = build_repair({"use": "auto", "bound": 9.0, "floor": 0.0}, engine.fingerprint)
+    assert isinstance(cheap, Auto)
+    assert cheap.choose(1000)[0] == "naive"
+    index = tmp_path / "index"
+    line = pipeline(Path(""), model="", max_new_tokens=4, reuse="chunk", repair="auto", dtype="bfloat16")
+    line.index(files, index).close()
+    assert "auto (" in ask_line(line, WHO, index).stats.policy

@@ -13,6 +13,7 @@ from rag.engine.attend import WindowVotes
 from rag.engine.cache import KvCache
 from rag.engine.chunks import complete
 from rag.engine.errors import EngineError, InterruptedPrefillError
+from rag.engine.layers import LayerPass
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
 from rag.engine.prefill import KeepGoing, Prefill
@@ -35,6 +36,11 @@ class QuestionRepair(RepairPolicy, Protocol):
 
     @property
     def share(self) -> float: ...
+
+    @property
+    def depth(self) -> float:
+        """The share of the layers that are asked."""
+        return 1.0
 
     def asking(self, new: Sequence[int]) -> Sequence[int]:
         """Which of the `new` positions after the last block ask; a stretch of them."""
@@ -84,11 +90,14 @@ class QuestionRepair(RepairPolicy, Protocol):
     ) -> Tensor:
         """(tokens of the prompt) on CPU, rounded, so that the order of summation decides no tie."""
         _run(model, cache, layout, before, chunk_tokens)
-        total = torch.zeros(len(layout))
+        layers, total = max(1, round(self.depth * model.layers)), torch.zeros(len(layout))
         for start in range(0, len(asking), chunk_tokens):
             cache.attention = {"votes": (votes := WindowVotes())}
+            step = asking[start : start + chunk_tokens]
             try:
-                _run(model, cache, layout, asking[start : start + chunk_tokens], chunk_tokens)
+                asked = LayerPass(model, cache, [layout.ids[at] for at in step], step)
+                for _ in range(layers):
+                    asked.step()
             finally:
                 cache.attention = {}
             for layer, given in votes.of_layer.items():
