@@ -7,6 +7,18 @@ One file for each selection, named like it:
     quest         pages by a bound on their scores
     tokenselect   tokens by a vote of the heads
     chunk_block   the prompt's chunks, the retriever's scores as a prior
+    dhsa          the prompt's chunks by pooled keys, cut to a budget of tokens
+    flexprefill   as many blocks, columns or diagonals as hold a share of the attention
+    hip           a tree search for the best chunks
+    hisa          blocks first, then tokens in them
+    longheads     chunks by a key that attention pools
+    dma           tokens by a gate on their values
+
+and three around any of them:
+
+    share         one choice for several layers
+    compact       one choice for all rows of a chunk of the prompt
+    mac           an earlier query's choice for one like it
 
 `units` are pages or the chunks of a prompt, `executors/` run what was kept, and `sparse` puts both into a model.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from rag.engine.attention._base import Memory, Step
 from rag.engine.attention.units import Units
 
-__all__ = ["fill", "page_extremes", "standardised", "unit_extremes", "upper_bound"]
+__all__ = ["fill", "page_extremes", "page_summaries", "standardised", "unit_extremes", "upper_bound"]
 
 
 def fill(scores: Tensor, lengths: Tensor, budget: int | Tensor, forced: Tensor | None = None) -> Tensor:
@@ -36,34 +37,43 @@ def standardised(scores: Tensor) -> Tensor:
 
 @dataclass(eq=False, slots=True)
 class _Pages:
-    """`extremes` of the first `done` pages, with room for more."""
+    """`rows` of the first `done` pages, with room for more."""
 
     size: int
-    extremes: Tensor
+    rows: Tensor
     done: int = 0
 
     def rewind(self, slots: int) -> None:
         self.done = min(self.done, slots // self.size)
 
 
-def page_extremes(step: Step, memory: Memory, size: int, pages: int) -> Tensor:
-    """(batch, kv heads, pages, 2 d): the largest and the smallest key of each of the first `pages` full pages, side by
-    side. Only pages that are new since the last pass are computed."""
-    width = 2 * step.key.shape[3]
+def page_summaries(
+    step: Step, memory: Memory, name: str, size: int, pages: int, width: int, of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(batch, kv heads, pages, width): `of` the keys (batch, kv heads, new pages, size, d) of the first `pages` full
+    pages, held under `name`. Only pages that are new since the last pass are computed."""
     held = memory.held.setdefault(
-        f"extremes/{size}", _Pages(size, step.key.new_empty(step.batch, step.kv_heads, 0, width))
+        f"{name}/{size}", _Pages(size, step.key.new_empty(step.batch, step.kv_heads, 0, width))
     )
-    if held.extremes.shape[2] < pages:
+    if held.rows.shape[2] < pages:
         grown = step.key.new_empty(step.batch, step.kv_heads, max(64, pages, 2 * held.done), width)
-        grown[:, :, : held.done] = held.extremes[:, :, : held.done]
-        held.extremes = grown
+        grown[:, :, : held.done] = held.rows[:, :, : held.done]
+        held.rows = grown
     if pages > held.done:
         fresh = step.key[:, :, held.done * size : pages * size].detach()
-        fresh = fresh.reshape(step.batch, step.kv_heads, -1, size, width // 2)
-        held.extremes[:, :, held.done : pages] = torch.cat((fresh.amax(3), fresh.amin(3)), dim=-1)
+        held.rows[:, :, held.done : pages] = of(fresh.reshape(step.batch, step.kv_heads, -1, size, fresh.shape[-1]))
         held.done = pages
-    extremes: Tensor = held.extremes[:, :, :pages]
-    return extremes
+    rows: Tensor = held.rows[:, :, :pages]
+    return rows
+
+
+def page_extremes(step: Step, memory: Memory, size: int, pages: int) -> Tensor:
+    """(batch, kv heads, pages, 2 d): the largest and the smallest key of each of the first `pages` full pages, side by
+    side."""
+    width = 2 * step.key.shape[3]
+    return page_summaries(
+        step, memory, "extremes", size, pages, width, lambda keys: torch.cat((keys.amax(3), keys.amin(3)), dim=-1)
+    )
 
 
 def unit_extremes(key: Tensor, units: Units) -> Tensor:
