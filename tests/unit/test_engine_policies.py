@@ -285,6 +285,8 @@ def test_auto_takes_the_cheapest_that_is_good_enough_at_that_length() -> None:
     assert auto.choose(1500) == ("", 0.0)  # epic's worse neighbour is over the bound
     assert auto.choose(4000) == ("naive", 0.04)
     assert auto.choose(9000) == ("naive", 0.04)
+    assert replace(auto, bound=0.06).choose(2000) == ("epic", 0.06)
+    assert replace(auto, bound=0.06).choose(2001) == ("", 0.0)  # epic was not measured there, naive strays at 1000
     assert replace(auto, bound=0.5).choose(1500) == ("naive", 0.4)
 
 

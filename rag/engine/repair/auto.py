@@ -36,7 +36,8 @@ class Auto(RepairPolicy):
     """Chooses among `policies`, by name, those of `table` with a KL of at most `bound` and an agreement of at least
     `floor`.
 
-    Between two lengths of the table the worse of both counts, beyond its ends the nearest. Policies that place blocks
+    Between two lengths of a policy the worse of both counts, beyond the table's ends the nearest; beyond its own last
+    length, short of the table's, a policy is not taken. Policies that place blocks
     in their own way may be among them.
     """
 
@@ -56,8 +57,13 @@ class Auto(RepairPolicy):
     def choose(self, tokens: int) -> tuple[str, float]:
         """(name of the policy, its predicted KL) for a prompt of `tokens` tokens; "" is full repair."""
         fits: list[tuple[float, float, str]] = []
+        longest = max((row.tokens for row in self.table), default=0)
         for name in self.policies:
-            near = _around([row for row in self.table if row.policy == name], tokens)
+            rows = [row for row in self.table if row.policy == name]
+            # a policy that was not measured at lengths at which others were may fail there
+            if tokens > max((row.tokens for row in rows), default=0) < longest:
+                continue
+            near = _around(rows, tokens)
             if near and all(row.kl <= self.bound and row.agreement >= self.floor for row in near):
                 fits.append((max(row.cost for row in near), max(row.kl for row in near), name))
         if not fits:
