@@ -194,7 +194,10 @@ class ChunkKv:
         return shelf.block(prefix, fingerprint, "start", SHARED_OWNER, lambda: make_block(self.engine, prefix), cost)
 
     def _blocks(self, parts: Sequence[Part], shelf: KvShelf) -> list[KvBlock | Sequence[int]]:
-        """The parts after the first. A chunk that stands first of all is made behind what truly stands before it."""
+        """The parts after the first. A chunk that stands first of all is made behind what truly stands before it. Where
+        `auto` would compute all of them again, no blocks are made."""
+        if isinstance(self.policy, Auto) and not self.policy.choose(sum(len(part.ids) for part in parts))[0]:
+            return [part.ids for part in parts[1:]]
         out: list[KvBlock | Sequence[int]] = []
         chunks: list[tuple[int, ...]] = []
         before = list(parts[0].ids)

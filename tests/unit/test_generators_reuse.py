@@ -441,6 +441,16 @@ def test_auto_reads_a_calibration_of_its_model(folder: Path, tmp_path: Path) -> 
             build_repair(spec, engine.fingerprint)
 
 
+def test_auto_makes_no_blocks_where_nothing_fits(folder: Path, files: Path, tmp_path: Path) -> None:
+    row = {"policy": "naive", "tokens": 100, "cost": 0.1, "kl": 0.5}
+    pipeline(folder).index(files, tmp_path / "index").close()
+    index = tmp_path / "index"
+    answer = ask_line(pipeline(folder, repair={"use": "auto", "table": [row]}), WHO, index)
+    assert answer.stats.policy.endswith("auto (all)")
+    assert answer.trace[-1].notes["blocks_made"] <= 1  # the start of every prompt
+    assert written(answer) == written(ask_line(pipeline(folder, reuse="none"), WHO, index))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
