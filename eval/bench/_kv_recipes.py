@@ -118,16 +118,14 @@ class Blocks:
     def _mean(self, chunk: Sequence[int]) -> KvBlock:
         if self.store is None:
             return self.means.block(chunk)
-        dtype = _kv_type(self.loaded.model.dtype)
+        from rag.engine.blobs import kv_type
+
+        dtype = kv_type(self.loaded.model.dtype)
         held = self.store.get(chunk, self.loaded.model.fingerprint, self.name, dtype=dtype)
         if held is None:
             held = self.means.block(chunk)
             self.store.put(held, self.name, ["bench"], dtype=dtype)
         return held
-
-
-def _kv_type(dtype: Any) -> Any:
-    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(dtype), "fp32")
 
 
 def blocks_of(loaded: Loaded, prefix: Sequence[int], donors: Sequence[Sequence[int]], folder: Path | None) -> Blocks:

@@ -21,13 +21,19 @@ from torch import Tensor
 from rag.engine.blocks import AttentionBefore, KvBlock
 from rag.engine.errors import EngineError
 
-__all__ = ["KvType", "block_key", "pack", "unpack"]
+__all__ = ["KvType", "block_key", "kv_type", "pack", "unpack"]
 
 KvType = Literal["bf16", "fp16", "fp32", "int8"]
 TYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8,
 }  # fmt: skip
 FORMAT = "1"
+
+
+def kv_type(dtype: torch.dtype) -> KvType:
+    """In which type blocks of a model of `dtype` are kept as they are."""
+    known: dict[torch.dtype, KvType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+    return known[dtype]
 
 
 def block_key(ids: Sequence[int], fingerprint: str, policy: str, dtype: KvType) -> str:

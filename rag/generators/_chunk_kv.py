@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from rag.engine.blobs import KvType
+from rag.engine.blobs import KvType, kv_type
 from rag.engine.blocks import KvBlock, make_block
 from rag.engine.chunks import prefill_chunks
 from rag.engine.donor import DonorMean
@@ -35,7 +35,6 @@ __all__ = ["ChunkKv"]
 BlockKind = Literal["solo", "donor-mean", "observed"]
 _START = 512
 """Tokens that are left for the start of a prompt."""
-_TYPES: dict[str, KvType] = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
 
 
 class KvShelf:
@@ -185,7 +184,7 @@ class ChunkKv:
         return self._memory[1]
 
     def _shelf(self, directory: Path | None, memory: KvTiers | None = None) -> KvShelf:
-        dtype: KvType = "int8" if self.int8 else _TYPES[str(self.engine.dtype)]
+        dtype: KvType = "int8" if self.int8 else kv_type(self.engine.dtype)
         return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype, memory=memory)
 
     def _start(self, prefix: tuple[int, ...], shelf: KvShelf) -> KvBlock:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from rag.engine.cache import KvCache
 from rag.engine.chunks import assemble, complete
-from rag.engine.layout import Layout
+from rag.engine.layout import Layout, Placed
 from rag.engine.model import EngineModel
 from rag.engine.prefill import KeepGoing, Prefill
 
-__all__ = ["RepairPolicy", "TokenRepair"]
+__all__ = ["RepairPolicy", "TokenRepair", "first_tokens"]
 
 
 class RepairPolicy(Protocol):
@@ -47,3 +48,8 @@ class TokenRepair(RepairPolicy, Protocol):
     ) -> Prefill:
         repair = self.tokens_to_repair(layout, model, cache)
         return complete(model, cache, layout, repair, chunk_tokens=chunk_tokens, keep_going=keep_going)
+
+
+def first_tokens(placed: Sequence[Placed], k: int) -> tuple[int, ...]:
+    """The positions of the first `k` tokens of each of `placed`, ascending."""
+    return tuple(position for place in placed for position in range(place.start, min(place.start + k, place.stop)))

@@ -15,6 +15,7 @@ from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 from rag.engine.layout import Layout
 from rag.engine.repair._asking import QuestionRepair, check_asking
+from rag.engine.repair._base import first_tokens
 from rag.engine.repair.info_flow import InfoFlow
 
 __all__ = ["Asked"]
@@ -40,7 +41,7 @@ class Asked(QuestionRepair):
         return new[: self.head or len(new)]
 
     def always(self, layout: Layout) -> set[int]:
-        return {at for place in layout.placed[1:] for at in range(place.start, min(place.start + self.k, place.stop))}
+        return set(first_tokens(layout.placed[1:], self.k))
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         return InfoFlow().weigh(votes, cache, layer)

@@ -13,7 +13,7 @@ from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
-from rag.engine.repair._base import TokenRepair
+from rag.engine.repair._base import TokenRepair, first_tokens
 
 __all__ = ["Epic"]
 
@@ -30,7 +30,4 @@ class Epic(TokenRepair):
             raise EngineError(f"epic: k must be >= 0, not {self.k}")
 
     def tokens_to_repair(self, layout: Layout, model: EngineModel, cache: KvCache) -> tuple[int, ...]:
-        places = layout.placed if self.first else layout.placed[1:]
-        return tuple(
-            position for place in places for position in range(place.start, min(place.start + self.k, place.stop))
-        )
+        return first_tokens(layout.placed if self.first else layout.placed[1:], self.k)

@@ -23,7 +23,7 @@ from rag.engine.layers import LayerPass
 from rag.engine.layout import Layout
 from rag.engine.model import EngineModel
 from rag.engine.prefill import KeepGoing, Prefill
-from rag.engine.repair._base import RepairPolicy
+from rag.engine.repair._base import RepairPolicy, first_tokens
 from rag.engine.tiers import KvTiers
 
 __all__ = ["Relay", "cut_answer", "relayed"]
@@ -59,7 +59,7 @@ class Relay(RepairPolicy):
         chunk_tokens: int = 512,
         keep_going: KeepGoing | None = None,
     ) -> Prefill:
-        first = {p for place in layout.placed for p in range(place.start, min(place.start + self.k, place.stop))}
+        first = set(first_tokens(layout.placed, self.k))
         others = [p for place in layout.placed for p in range(place.start, place.stop) if p not in first]
         count = round(self.share * len(others)) if self.layers else 0
         if count == len(others):
