@@ -23,7 +23,8 @@ __all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Recipe", "bl
 PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
-    "mix+p10", "mix+i10", "mix+i15", "mix+a8", "mix+a12", "mix+a15", "mix+b10", "mix+b15", "mix+b17",
+    "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 20, 25, 30)),
+    *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)),
 )  # fmt: skip
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
@@ -36,8 +37,8 @@ REPAIRS: Mapping[str, Any] = {
     "mix+v15": {"use": "variance", "share": 0.15},
     "mix+p10": {"use": "prophet", "share": 0.1},
     **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (10, 15)},
-    **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15)},
-    **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17)},
+    **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15, 20, 25, 30)},
+    **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17, 20, 25, 30, 35)},
 }
 """What the generator `local` calls them: it takes the first chunk from its true prefix."""
 
@@ -76,12 +77,8 @@ def recipes() -> dict[str, Recipe]:
         "mix+p10": ("mix", Prophet(share=0.1)),
         "mix+i10": ("mix", InfoFlow(share=0.1)),
         "mix+i15": ("mix", InfoFlow(share=0.15)),
-        "mix+a8": ("mix", Asked(share=0.08)),
-        "mix+a12": ("mix", Asked(share=0.12)),
-        "mix+a15": ("mix", Asked(share=0.15)),
-        "mix+b10": ("mix", Asked(share=0.1, depth=0.67)),
-        "mix+b15": ("mix", Asked(share=0.15, depth=0.67)),
-        "mix+b17": ("mix", Asked(share=0.17, depth=0.67)),
+        **{f"mix+a{of}": ("mix", Asked(share=of / 100)) for of in (8, 12, 15, 20, 25, 30)},
+        **{f"mix+b{of}": ("mix", Asked(share=of / 100, depth=0.67)) for of in (10, 15, 17, 20, 25, 30, 35)},
     }
 
 

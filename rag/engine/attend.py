@@ -18,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from rag.engine.tiles import attend_in_tiles
+
 __all__ = ["AttentionMass", "ScaledContext", "SharedContext", "WindowVotes", "read_as_asked"]
 
 NAME = "chunkwise-asked"
@@ -116,6 +118,7 @@ def _attend(
     votes: WindowVotes | None = None,
     own_lengths: bool = False,
     sparse: Any = None,
+    tiles: Tensor | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d). With a shared
@@ -131,6 +134,8 @@ def _attend(
         merged = _attend_shared(query, own, attention_mask, context, scaling or query.shape[-1] ** -0.5)
         return merged.transpose(1, 2).contiguous(), None
     if scaled_context is None and mass is None and votes is None:
+        if tiles is not None and not own_lengths:
+            return attend_in_tiles(query, key, value, tiles, scaling or query.shape[-1] ** -0.5), None
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **given
         )

@@ -36,6 +36,7 @@ class LayerPass:
 
     def _place(self) -> None:
         self._mask = self._model.slot_mask(self.slots)
+        self._standing = self.slots.tolist()
         with torch.no_grad():
             self._turns: Any = self._body.rotary_emb(self._hidden, self.slots[None])
 
@@ -53,8 +54,9 @@ class LayerPass:
         return keys[0].index_select(1, self.slots), values[0].index_select(1, self.slots)
 
     def step(self) -> None:
-        asked = read_as_asked(self._model.model) if self._cache.attention else nullcontext()
-        with torch.no_grad(), asked, self._cache.writing_at(self.slots):
+        asked = self._model.reading(self._cache, self._standing)
+        own_way = read_as_asked(self._model.model) if asked else nullcontext()
+        with torch.no_grad(), own_way, self._cache.writing_at(self.slots):
             self._hidden = self._body.layers[self.layer](
                 self._hidden,
                 attention_mask=self._mask,
@@ -62,7 +64,7 @@ class LayerPass:
                 past_key_values=self._cache,
                 use_cache=True,
                 position_embeddings=self._turns,
-                **self._cache.attention,
+                **asked,
             )
         self.layer += 1
 

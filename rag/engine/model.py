@@ -98,8 +98,8 @@ class EngineModel:
         of every layer, for executors registered with transformers.
         """
         step = torch.tensor([list(ids)], device=self.device)
-        extra = {**cache.attention, **(attention or {})}
-        own_way = read_as_asked(self.model) if cache.attention else nullcontext()
+        asked = self.reading(cache, slots or range(cache.length, cache.length + len(ids)))
+        extra, own_way = {**asked, **(attention or {})}, read_as_asked(self.model) if asked else nullcontext()
         with torch.no_grad(), own_way:
             if slots is None:
                 if cache.dropped:
@@ -129,6 +129,18 @@ class EngineModel:
                     **extra,
                 )
         return _logits(out)
+
+    def reading(self, cache: KvCache, slots: Sequence[int]) -> dict[str, Any]:
+        """What the attention function is told of tokens at `slots` (ascending) that read `cache`: what the cache asks
+        for, and where tiles are faster than the model's own way, the slots. Empty: the model's own way."""
+        if len(slots) < 2 or not self._tiles:  # one token alone: see _decode_mask
+            return cache.attention
+        return {**cache.attention, "tiles": torch.tensor(list(slots))}
+
+    @property
+    def _tiles(self) -> bool:
+        own = self.config._attn_implementation == "sdpa" and self._rotation[0] is not None
+        return own and self.device.type == "cpu" and self.dtype == torch.bfloat16
 
     def _places(self, slots: Sequence[int], tokens: int) -> Tensor:
         if len(slots) != tokens or any(b <= a for a, b in pairwise(slots)):
