@@ -352,7 +352,10 @@ class Bubble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What is left of one chunk. `kept` are spans in document coordinates; `verbatim` is False for rewriters only."""
+    """What is left of one chunk. `kept` are spans in document coordinates; `verbatim` is False for rewriters only.
+
+    `score` is the chunk's relevance as the selector weighed it, larger is better; None where nothing was weighed.
+    """
 
     chunk_id: str
     doc_id: str
@@ -360,6 +363,7 @@ class Piece:
     text: str
     kept: tuple[Span, ...]
     verbatim: bool = True
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""What became of the keys and values of a prompt: a bar for every segment, and how far the answer strays."""
+"""What became of the keys and values of a prompt: a bar for every segment, what of each the answer reads, and how far
+it strays."""
 
 from __future__ import annotations
 
@@ -60,11 +61,37 @@ def timeline_lines(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"  {_REUSED} reused  {_REPAIRED} repaired  {_NEW} computed", "dim"
         if notes.get("tokens_made"):
             yield f"  {notes['tokens_made']} of the reused tokens were computed for this prompt, and are kept", "dim"
+    yield from _attention(run)
     if stats.get("drafted_tokens"):
         yield f"drafts: {stats['accepted_tokens']} of {stats['drafted_tokens']} guessed tokens held", ""
     told = _deviation(stats)
     if told:
         yield f"deviation from full prefill: {told}", ""
+
+
+def _attention(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How much of the prompt was read, where attention was sparse; one line names what the answer reads of each
+    segment."""
+    notes: Mapping[str, Any] = next(
+        (one["notes"] for one in reversed(run.get("trace", ())) if "attention" in one["notes"]), {}
+    )
+    told = notes.get("attention", {})
+    if "prefill_density" not in told:
+        return
+    answer = "" if told["decode_density"] is None else f", {100 * told['decode_density']:.0f} % of the answer's"
+    line = f"attention {told['selection']} by {told['executor']}: {100 * told['prefill_density']:.0f} % of the "
+    yield f"{line}prompt's scores computed{answer}", ""
+    rows = [row for row in notes.get("segments", ()) if "read" in row]
+    if rows:
+        yield "  the answer reads " + ", ".join(f"{_short(row)} {_share(row['read'])}" for row in rows), ""
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    return f"[{row['part']}]" if "chunk_id" in row else str(row["part"])
+
+
+def _share(read: float) -> str:
+    return "not at all" if not read else f"{100 * read:.0f} %" if read >= 0.01 else "under 1 %"
 
 
 def _totals(stats: Mapping[str, Any]) -> str:
@@ -97,6 +124,8 @@ def _counts(row: Mapping[str, Any]) -> str:
     told = [f"{row['tokens']} tokens: {row['reused']} reused"]
     told.append("some repaired, other ones in every layer" if again is None else f"{again} repaired")
     told.append(f"{row['computed'] - (again or 0)} computed")
+    if row.get("skipped"):
+        told.append(f"{row['skipped']} read by none and not loaded")
     return ", ".join(told) + (f"; {_megabytes(row['bytes'])}" if row["bytes"] else "")
 
 

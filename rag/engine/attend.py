@@ -6,10 +6,12 @@ The function is registered with transformers once, under a name of its own, and 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,9 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from rag.engine.cache import KvCache
 from rag.engine.tiles import attend_in_tiles
 
-__all__ = ["AttentionMass", "ScaledContext", "SharedContext", "WindowVotes", "read_as_asked"]
+__all__ = ["AttentionMass", "ScaledContext", "SharedContext", "SparseCache", "WindowVotes", "read_as_asked"]
 
 NAME = "chunkwise-asked"
 _SCORES = 1 << 24
@@ -94,15 +97,44 @@ class WindowVotes:
             self.received[layer], self.entropy[layer] = given, spread
 
 
+class SparseCache(KvCache):
+    """A cache that `sparse`, a `rag.engine.attention.Sparse`, reads, wherever nothing else is asked of it."""
+
+    def __init__(self, layers: int, capacity: int, sparse: Any) -> None:
+        self.sparse = sparse
+        super().__init__(layers, capacity)
+
+    @property
+    def attention(self) -> dict[str, Any]:
+        return self._asked or {"sparse": self.sparse}
+
+    @attention.setter
+    def attention(self, asked: dict[str, Any]) -> None:
+        self._asked = asked
+
+
+_LOCK = threading.Lock()
+_INSIDE: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+"""Of models that are read as asked: how many passes do so now, and what they attend by otherwise."""
+
+
 @contextmanager
 def read_as_asked(model: Any) -> Iterator[None]:
-    """Inside, the layers of `model` attend as the cache's `attention` says. Not for several threads of one model."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    """Inside, the layers of `model` attend as the cache's `attention` says. Passes in other threads may begin and end
+    meanwhile: those that ask for nothing attend as torch does."""
+    with _LOCK:
+        passes, before = _INSIDE.get(model, (0, model.config._attn_implementation))
+        _INSIDE[model] = passes + 1, before
+        model.config._attn_implementation = NAME
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        with _LOCK:
+            passes, before = _INSIDE.pop(model)
+            if passes > 1:
+                _INSIDE[model] = passes - 1, before
+            else:
+                model.config._attn_implementation = before
 
 
 def _attend(
@@ -124,7 +156,8 @@ def _attend(
     """As transformers calls it: query (1, heads, queries, d); key and value (1, kv heads, slots, d). With a shared
     context the batch may be larger, and a mask (batch, 1, queries, slots) is needed. `own_lengths`: the layers hold
     different numbers of slots, so that the model's one mask does not fit them all and each layer gets its own. `sparse`
-    is a `rag.engine.attention.Sparse` that reads for the model."""
+    is a `rag.engine.attention.Sparse` that reads for the model. `tiles` (queries) are the slots of the queries, where
+    nothing else is asked and the model is one that `attend_in_tiles` reads faster."""
     if sparse is not None:
         return sparse.attend(module, query, key, value, attention_mask, scaling), None
     if own_lengths:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from rag.answer import GenerationStats
+from rag.engine.attend import SparseCache
 from rag.engine.measure import Divergence, divergence, forced_logits
 from rag.engine.prefill import prefill
 from rag.engine.repair.auto import Auto
@@ -36,6 +39,9 @@ def measured(engine: EngineModel, reading: Reading, ids: Sequence[int], new: Seq
     """Of the tokens `new` behind the prompt `ids`: one full prefill, and a forced pass behind it and behind `reading`,
     whose cache is cut to the prompt."""
     reading.cache.truncate(len(ids))
-    ours = forced_logits(engine, reading.cache, reading.logits, new)
+    if isinstance(reading.cache, SparseCache):  # which reads one token otherwise than several
+        ours = torch.stack([reading.logits, *(engine.run([token], reading.cache)[-1] for token in new[:-1])])
+    else:
+        ours = forced_logits(engine, reading.cache, reading.logits, new)
     full = prefill(engine, ids, engine.new_cache(len(ids) + len(new)), chunk_tokens=STEP)
     return divergence(forced_logits(engine, full.cache, full.logits, new), ours)

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rag.engine.blobs import KvType, kv_type
 from rag.engine.blocks import KvBlock, make_block
@@ -28,7 +28,11 @@ from rag.engine.store import KvStore
 from rag.engine.tiers import KvTiers
 from rag.generators._decode import Reading, read_on
 from rag.generators._parts import Part
+from rag.generators._unread import PLAIN_REPAIRS, empty_block, without
 from rag.store.kv import KV_NAME, SHARED_OWNER
+
+if TYPE_CHECKING:
+    from rag.generators._sparsely import SparsePrompt
 
 __all__ = ["ChunkKv"]
 
@@ -135,26 +139,46 @@ class ChunkKv:
     _donor_mean: dict[tuple[int, ...], DonorMean] = field(default_factory=dict, init=False)
     _memory: tuple[tuple[Path | None, int], KvTiers] | None = field(default=None, init=False)
 
-    def read(self, parts: Sequence[Part], directory: Path | None, room: int, generation: int = 0) -> Reading:
+    def read(
+        self,
+        parts: Sequence[Part],
+        directory: Path | None,
+        room: int,
+        generation: int = 0,
+        sparse: SparsePrompt | None = None,
+    ) -> Reading:
         """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below `directory`, the folder
-        of an index of that `generation`."""
+        of an index of that `generation`. Chunks that no one reads in `sparse` attention are neither loaded nor made."""
         shelf = self._shelf(directory, self._near((directory, generation)))
         try:
             prefix = parts[0].ids
             start = self._start(prefix, shelf)
-            blocks = self._blocks(parts, shelf)
+            skipped = self._skipped(parts, sparse)
+            blocks = self._blocks(parts, shelf, skipped)
         finally:
             shelf.close()
         total = sum(len(part.ids) for part in parts)
-        cache = self.engine.new_cache(total + room)
+        cache = sparse.cache(self.engine, total + room) if sparse else self.engine.new_cache(total + room)
         cache.write(0, start.k.to(self.engine.device), start.v.to(self.engine.device))
-        done = prefill_chunks(self.engine, cache, prefix, blocks, self.policy)
-        # what was made for this prompt was not there before, and counts as computed
-        reused = max(0, done.reused - shelf.made_tokens)
+        done = prefill_chunks(self.engine, cache, prefix, blocks, without(blocks, skipped, self.policy))
+        if sparse:
+            sparse.prompt_read()
+        # what was made for this prompt was not there before, and counts as computed; what was left out as neither
+        left_out = sum(len(parts[place].ids) for place in skipped)
+        reused = max(0, done.reused - left_out - shelf.made_tokens)
+        counts = [replace(one, reused=0) if at in skipped else one for at, one in enumerate(done.parts)]
         return read_on(
-            self.engine, done, reused=reused, computed=total - reused, loaded=shelf.loaded, made=shelf.made,
+            self.engine, done, reused=reused, computed=total - left_out - reused, loaded=shelf.loaded, made=shelf.made,
+            made_tokens=done.reused - left_out - reused, parts=tuple(counts), skipped=skipped,
             policy=f"chunk: {self.kind}, {self._repair(total)}",
         )  # fmt: skip
+
+    def _skipped(self, parts: Sequence[Part], sparse: SparsePrompt | None) -> tuple[int, ...]:
+        """The places in `parts` of chunks that nobody reads. Only where the repair reads no others than it repairs;
+        the first chunk stays, by which repairs know where the others begin."""
+        if sparse is None or self.label not in PLAIN_REPAIRS:
+            return ()
+        return tuple(2 + 2 * piece for piece in sparse.unread if piece and parts[2 + 2 * piece].owner)
 
     def _repair(self, tokens: int) -> str:
         """What stats call the repair of a prompt of so many tokens; of `auto` also what it takes."""
@@ -192,16 +216,20 @@ class ChunkKv:
         fingerprint = self.engine.fingerprint
         return shelf.block(prefix, fingerprint, "start", SHARED_OWNER, lambda: make_block(self.engine, prefix), cost)
 
-    def _blocks(self, parts: Sequence[Part], shelf: KvShelf) -> list[KvBlock | Sequence[int]]:
+    def _blocks(
+        self, parts: Sequence[Part], shelf: KvShelf, skipped: Sequence[int] = ()
+    ) -> list[KvBlock | Sequence[int]]:
         """The parts after the first. A chunk that stands first of all is made behind what truly stands before it. Where
-        `auto` would compute all of them again, no blocks are made."""
+        `auto` would compute all of them again, no blocks are made. `skipped` ones are empty."""
         if isinstance(self.policy, Auto) and not self.policy.choose(sum(len(part.ids) for part in parts))[0]:
             return [part.ids for part in parts[1:]]
         out: list[KvBlock | Sequence[int]] = []
         chunks: list[tuple[int, ...]] = []
         before = list(parts[0].ids)
         for place, part in enumerate(parts[1:], start=1):
-            if part.owner:
+            if place in skipped:
+                out.append(empty_block(self.engine, part.ids))
+            elif part.owner:
                 made, whole = shelf.made, Part(part.whole or part.ids, part.owner)
                 if place <= 2:
                     held = self._first(whole, tuple(before), shelf)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from rag.engine.prefill import PartCount, Prefill, prefill
 from rag.engine.prefix import PrefixPool, prefill_with_prefix
 from rag.engine.share import generate_batch
 from rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rag.generators._sparsely import SparsePrompt
 
 __all__ = ["STEP", "CountedDraft", "Decoder", "Reading", "read_on", "stop_ids"]
 
@@ -48,6 +51,8 @@ class Reading:
     made_tokens: int = 0
     policy: str = "none"
     parts: tuple[PartCount, ...] = ()
+    skipped: tuple[int, ...] = ()
+    """Parts, by number, that are not in the cache: nothing reads them."""
 
     def step(self, token: int) -> Tensor:
         """The logits (vocabulary) after one more token."""
@@ -112,7 +117,7 @@ class Decoder:
     def required(self) -> EngineModel:
         """The engine, which a decoder that reuses chunks has."""
         if self.engine is None:
-            raise EngineError("no KV reuse works with this model")
+            raise EngineError("neither KV reuse nor sparse attention works with this model")
         return self.engine
 
     @property
@@ -131,8 +136,10 @@ class Decoder:
         """Of the keys and values of one token; 0 where the engine refuses the model."""
         return self.engine.token_bytes if self.engine is not None else 0
 
-    def read(self, ids: Sequence[int], room: int) -> Reading:
-        """The whole prompt, exactly; `room` is how many tokens may follow."""
+    def read(self, ids: Sequence[int], room: int, sparse: SparsePrompt | None = None) -> Reading:
+        """The whole prompt, exactly where it is not read by `sparse`; `room` is how many tokens may follow."""
+        if sparse is not None:
+            return self._read_by(sparse, ids, room)
         if self.engine is None:
             plain, cache = _Plain(self._model), _PlainCache()
             return Reading(plain.run(ids, cache)[-1], plain, cache, computed=len(ids))
@@ -142,6 +149,20 @@ class Decoder:
         with self.lock:
             done = prefill_with_prefix(self.engine, ids, self.pool, room=room, chunk_tokens=STEP)
         return read_on(self.engine, done, policy="prefix")
+
+    def _read_by(self, sparse: SparsePrompt, ids: Sequence[int], room: int) -> Reading:
+        """Of what was read otherwise nothing is used, and nothing is kept behind what is the same for all."""
+        engine, cache = self.required, sparse.cache(self.required, len(ids) + room)
+        if self.pool is None:
+            done = prefill(engine, ids, cache, chunk_tokens=STEP)
+        else:
+            with self.lock, sparse.salted(self.pool):
+                with self.pool.lease(ids, most=min(sparse.fixed, len(ids) - 1)) as lease:
+                    lease.copy_into(cache)
+                    done = prefill(engine, ids, cache, chunk_tokens=STEP)
+                self.pool.store(ids[: sparse.fixed], cache)
+        sparse.prompt_read()
+        return read_on(engine, done, policy="none" if self.pool is None else "prefix")
 
     def draft(self, ids: Sequence[int]) -> CountedDraft | None:
         """Guesses from the prompt `ids`; None where the engine refuses the model, whose states may not go back."""

@@ -14,9 +14,10 @@ from rag.types import Piece
 
 if TYPE_CHECKING:
     from rag.generators._decode import CountedDraft, Reading
+    from rag.generators._sparsely import SparseTold
     from rag.generators._writing import Written
 
-__all__ = ["as_rag_errors", "check_reuse", "is_whole", "segments", "stats_of", "told"]
+__all__ = ["as_rag_errors", "attention_notes", "check_reuse", "is_whole", "segments", "stats_of", "told"]
 
 _ALLOWED = {
     "reuse": ("none", "prefix", "chunk"),
@@ -71,9 +72,13 @@ def is_whole(piece: Piece) -> bool:
     return piece.verbatim and piece.kept == (piece.span,)
 
 
-def segments(prompt: Prompt, sizes: Sequence[int], reading: Reading, token_bytes: int) -> list[dict[str, Any]]:
+def segments(
+    prompt: Prompt, sizes: Sequence[int], reading: Reading, token_bytes: int, read: SparseTold | None = None
+) -> list[dict[str, Any]]:
     """The start, every piece and the question, in `sizes` tokens a segment of the prompt: how many of its tokens were
     reused, repaired (None: other ones in every layer) and computed, and the bytes of keys and values that were copied.
+    Of pieces that were not loaded, since nothing reads them, `skipped` counts the tokens; with sparse attention `read`
+    is the share of the segment that the answer reads.
     """
     counts, left = [], reading.reused
     for at, size in enumerate(sizes):
@@ -86,9 +91,15 @@ def segments(prompt: Prompt, sizes: Sequence[int], reading: Reading, token_bytes
     rows = [{"part": "start", **_row(counts[:1], token_bytes)}]
     for number in range(len(sizes) // 2 - 1):
         at = 1 + 2 * number
-        piece = {"part": str(number + 1), "chunk_id": prompt.segments[at + 1].chunk_id}
-        rows.append({**piece, **_row(counts[at : at + 2], token_bytes)})
-    return [*rows, {"part": "question", **_row(counts[-1:], token_bytes)}]
+        row: dict[str, Any] = {"part": str(number + 1), "chunk_id": prompt.segments[at + 1].chunk_id}
+        row |= _row(counts[at : at + 2], token_bytes)
+        if at + 1 in reading.skipped:
+            row |= {"skipped": sizes[at + 1], "computed": row["computed"] - sizes[at + 1]}
+        rows.append(row)
+    rows.append({"part": "question", **_row(counts[-1:], token_bytes)})
+    if read:
+        rows = [{**row, "read": round(share, 4)} for row, share in zip(rows, read.read, strict=True)]
+    return rows
 
 
 def _row(counts: Sequence[tuple[int, int, int | None]], token_bytes: int) -> dict[str, Any]:
@@ -98,10 +109,20 @@ def _row(counts: Sequence[tuple[int, int, int | None]], token_bytes: int) -> dic
     return {"tokens": tokens, "reused": reused, "repaired": again, "computed": tokens - reused, "bytes": copied}
 
 
+def attention_notes(read: SparseTold | None, rows: Sequence[dict[str, Any]], speculate: str) -> dict[str, Any]:
+    """Of a trace; `rows` are what `segments` gives. Without `read`, `auto` chose dense attention."""
+    if read is None:
+        return {"attention": {"selection": "dense", "executor": "sdpa"}}
+    drafts = {} if speculate == "none" else {"drafts": "off: sparse attention reads one token at a time"}
+    return {"attention": {**read.notes(), **drafts}, "segments": list(rows)}
+
+
 def stats_of(
-    reading: Reading, prompt: int, written: Written, first: float, ended: float, draft: CountedDraft | None = None
-) -> GenerationStats:
-    """The accounts of an answer to a prompt of `prompt` tokens; `first` and `ended` are seconds from its start."""
+    reading: Reading, prompt: int, written: Written, first: float, ended: float, draft: CountedDraft | None = None,
+    read: SparseTold | None = None,
+) -> GenerationStats:  # fmt: skip
+    """The accounts of an answer to a prompt of `prompt` tokens; `first` and `ended` are seconds from its start. `read`
+    tells of sparse attention."""
     return GenerationStats(
         prompt_tokens=prompt,
         reused_tokens=reading.reused,
@@ -112,7 +133,8 @@ def stats_of(
         total_seconds=ended,
         bytes_loaded=reading.loaded,
         policy=reading.policy,
-        attention="sdpa",
+        attention=f"{read.selection}, {read.executor}" if read else "sdpa",
+        density=read.density if read else 1.0,
         drafted_tokens=draft.drafted if draft else 0,
         accepted_tokens=draft.accepted if draft else 0,
     )
@@ -128,15 +150,17 @@ def told(
     if reading is not None and stats.policy.startswith("chunk"):
         notes |= {"repaired": stats.repaired_tokens, "blocks_made": reading.made, "tokens_made": reading.made_tokens}
         notes["bytes_loaded"] = stats.bytes_loaded
+        if reading.skipped:
+            notes["blocks_skipped"] = len(reading.skipped)
     if parts:
         notes["segments"] = list(parts)
     return {**notes, "ttft_seconds": round(stats.ttft_seconds, 3)}
 
 
 @contextmanager
-def as_rag_errors() -> Iterator[None]:
+def as_rag_errors(asked: str = "reuse chunk") -> Iterator[None]:
     """The engine's errors are about what the config asks of it."""
     try:
         yield
     except EngineError as error:
-        raise ConfigError(f"local: reuse chunk: {error}") from error
+        raise ConfigError(f"local: {asked}: {error}") from error

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as TokenStream
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,14 @@ from rag.generators._donors import DONORS
 from rag.generators._models import load_model, model_folder
 from rag.generators._order import PieceOrder, check_order, ordered
 from rag.generators._parts import Cut, Part, Plan, as_read, cut_of
+from rag.generators._prompts import Coder, check_room, template_of
 from rag.generators._repairs import Repair, build_repair, checked_repair
-from rag.generators._reuse import as_rag_errors, check_reuse, is_whole, segments, stats_of, told
+from rag.generators._reuse import as_rag_errors, attention_notes, check_reuse, is_whole, segments, stats_of, told
 from rag.generators._sentences import context_sentences, documents_of
+from rag.generators._sparse import Attention, check_attention, checked_attention
 from rag.generators._weighing import losses_of, needs_of
 from rag.generators._writing import Written, write
-from rag.prompt import NOT_FOUND, SYSTEM, build_prompt, piece_text
+from rag.prompt import NOT_FOUND, build_prompt, piece_text
 from rag.protocols import Corpus, Generator, TextModel, TokenCounter, TokenLoss, TokenNeed
 from rag.tokens import TokenizerCounter, load_tokenizer
 from rag.types import Chunk, CompressedContext, Document
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
 
     from rag.generators._chunk_kv import ChunkKv
     from rag.generators._decode import CountedDraft, Decoder, Reading
-
-_BODY = "<<chunkwise body>>"
+    from rag.generators._sparsely import SparsePrompt, SparseTold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class LocalGenerator(Generator):
     too, until the index changes, and are not read again. `audit` measures after every answer how far it strays from
     full prefill, which costs that prefill.
 
+    `attention` says what of the prompt every token reads: all ("dense"), or what a selection of
+    `rag.engine.attention` keeps, by a name or a mapping with `use`, its parameters and `executor`; "auto" takes what
+    was measured for the model at the length of the prompt, and is dense where nothing was. Units are the pieces, their
+    scores the prior. Sparse attention is approximate, and guesses nothing: `speculate` and `batch` are off then.
+
     `batch` "shared" writes the answers of several questions, where they are asked together and with reuse "prefix",
     in one pass over what their prompts begin with: the pieces, best in "stable" order. Each answer is that of its
     question alone, exactly in float32; in bfloat16 5 of 12 answers of SmolLM2 of up to 40 tokens changed. "auto" does
@@ -92,6 +98,7 @@ class LocalGenerator(Generator):
     kv_bytes: int = 2 << 30
     kv_dtype: Literal["auto", "int8"] = "auto"
     ram_bytes: int = 0
+    attention: Attention = "dense"
     batch: Literal["auto", "none", "shared"] = "auto"
     audit: bool = False
 
@@ -107,6 +114,7 @@ class LocalGenerator(Generator):
             raise ConfigError(f"local: min_overlap must lie in [0, 1], not {self.min_overlap}")
         check_order("local", self.piece_order)
         check_reuse(self)
+        check_attention(self)
 
     @cached_property
     def counter(self) -> TokenCounter:
@@ -127,15 +135,17 @@ class LocalGenerator(Generator):
         _ = self._template, self._decoder  # loads the model: the clock starts after that
         started = time.perf_counter()
         plan = self._plan(context, corpus)
-        reading, draft = self._read(plan.parts, corpus), self._draft(plan.ids)
+        sparse = self._sparse(plan)
+        reading, draft = self._read(plan.parts, corpus, sparse), None if sparse else self._draft(plan.ids)
         written = self._write(reading, draft, on_text)
         first, ended = written.first - started, time.perf_counter() - started
-        stats = stats_of(reading, len(plan.ids), written, first, ended, draft)
-        return self._made(plan, reading, written, self._deviations(stats, reading, plan.ids, written.tokens))
+        read = sparse.told(self._decoder.required.device) if sparse else None
+        stats = stats_of(reading, len(plan.ids), written, first, ended, draft, read)
+        return self._made(plan, reading, written, self._deviations(stats, reading, plan.ids, written.tokens), read)
 
     @property
     def batches(self) -> bool:
-        if self.batch == "none" or self.reuse != "prefix" or self.audit:
+        if self.batch == "none" or self.reuse != "prefix" or self.audit or self._attends != "dense":
             return False
         return (self.batch == "shared" or self._exact) and self._decoder.shares
 
@@ -182,11 +192,29 @@ class LocalGenerator(Generator):
         prompt, parts = self._parts(prompt, after, context, documents)
         return Plan(context, documents, prompt, parts)
 
-    def _made(self, plan: Plan, reading: Reading, written: Written, stats: GenerationStats) -> Generation:
+    def _made(
+        self, plan: Plan, reading: Reading, written: Written, stats: GenerationStats, read: SparseTold | None = None
+    ) -> Generation:
         sentences = context_sentences(plan.context, plan.documents)
         made = verified(written.text, sentences, self.min_overlap, prompt=plan.prompt, stats=stats)
-        rows = segments(plan.prompt, [len(part.ids) for part in plan.parts], reading, self._decoder.token_bytes)
-        return replace(made, notes={**made.notes, **told(stats, reading, rows)})
+        rows = segments(plan.prompt, [len(part.ids) for part in plan.parts], reading, self._decoder.token_bytes, read)
+        notes = told(stats, reading, rows)
+        if self._attends != "dense":
+            notes |= attention_notes(read, rows, self.speculate)
+        return replace(made, notes={**made.notes, **notes})
+
+    @property
+    def _attends(self) -> str:
+        return checked_attention(self.attention)[0]
+
+    def _sparse(self, plan: Plan) -> SparsePrompt | None:
+        """How the prompt is read, where that is not dense."""
+        if self._attends == "dense" or (self._attends == "auto" and self._decoder.engine is None):
+            return None
+        from rag.generators._sparsely import sparse_prompt
+
+        with as_rag_errors("attention"):
+            return sparse_prompt(self.attention, self._decoder.required, plan)
 
     @property
     def _exact(self) -> bool:
@@ -217,25 +245,10 @@ class LocalGenerator(Generator):
         with self._decoder.lock, as_rag_errors():
             return self._chunk_kv.prepare(start, parts, corpus.directory)
 
-    def _prompt_ids(self, prompt: Prompt, after: str) -> list[int]:
-        return [token for part in self._prompt_parts(prompt, after) for token in part]
-
     def _prompt_parts(self, prompt: Prompt, after: str) -> list[list[int]]:
-        """Every segment tokenised alone, so that its ids do not depend on its neighbours.
-
-        Only the chat template, around the system text and in `after`, has special tokens. In documents and in the
-        question `<|im_start|>` is plain text: nothing that was retrieved opens a turn.
-        """
-        parts: list[list[int]] = []
-        for part in prompt.segments:
-            if part.role == "system":
-                parts.append(self._template_ids(part.text))
-            elif part.role == "question":
-                parts.append(self._plain_ids(part.text.removesuffix(after)) + self._template_ids(after))
-            else:
-                parts.append(self._plain_ids(part.text))
-        total = sum(map(len, parts))
-        self._check_room(total, self.max_new_tokens, "Lower the selector's budget or max_new_tokens")
+        parts = self._coder.parts(prompt, after)
+        cure = "Lower the selector's budget or max_new_tokens"
+        check_room(self._loaded[0].config, sum(map(len, parts)), self.max_new_tokens, cure)
         return parts
 
     def _parts(
@@ -259,57 +272,34 @@ class LocalGenerator(Generator):
                 parts[at] = replace(parts[at], owner=piece.doc_id)
         return prompt, parts
 
-    def _read(self, parts: Sequence[Part], corpus: Corpus) -> Reading:
+    def _read(self, parts: Sequence[Part], corpus: Corpus, sparse: SparsePrompt | None = None) -> Reading:
         """`parts` are those of `_parts`."""
         if self.reuse != "chunk":
-            return self._decoder.read([token for part in parts for token in part.ids], self.max_new_tokens)
+            with as_rag_errors("attention") if sparse else nullcontext():
+                return self._decoder.read([token for part in parts for token in part.ids], self.max_new_tokens, sparse)
         with self._decoder.lock, as_rag_errors():
-            generation = getattr(corpus, "generation", 0)
-            return self._chunk_kv.read(parts, getattr(corpus, "directory", None), self.max_new_tokens, generation)
+            generation, directory = getattr(corpus, "generation", 0), getattr(corpus, "directory", None)
+            return self._chunk_kv.read(parts, directory, self.max_new_tokens, generation, sparse)
 
     def _template_ids(self, text: str) -> list[int]:
-        return list(self._loaded[1].encode(text, add_special_tokens=False)) if text else []
+        return self._coder.template(text)
 
     def _plain_ids(self, text: str) -> list[int]:
         return list(self._counting.encode(text, add_special_tokens=False).ids)
 
-    def _check_room(self, prompt: int, answer: int, cure: str) -> None:
-        room = getattr(self._loaded[0].config, "max_position_embeddings", None)
-        if room and prompt + answer > room:
-            raise RagError(
-                f"generator local: the prompt has {prompt} tokens and the answer up to {answer}, but "
-                f"the model reads {room} in all. {cure}"
-            )
-
     def _complete(self, prompt: str, max_tokens: int) -> Iterator[str]:
         """The text so far, token by token, written greedily after `prompt` alone."""
         _, tokenizer = self._loaded
-        before, after = "", ""
-        if tokenizer.chat_template:
-            before, _, after = _rendered(tokenizer, [{"role": "user", "content": _BODY}]).partition(_BODY)
-        ids = self._template_ids(before) + self._plain_ids(prompt) + self._template_ids(after)
-        self._check_room(len(ids), max_tokens, "Give it a shorter text")
+        ids = self._coder.asked(prompt)
+        check_room(self._loaded[0].config, len(ids), max_tokens, "Give it a shorter text")
         new: list[int] = []
         for token in self._decoder.tokens(self._decoder.read(ids, max_tokens), max_tokens, temperature=0.0, seed=0):
             new.append(token)
             yield str(tokenizer.decode(new, skip_special_tokens=True))
 
     def _coded_after(self, after: str) -> list[tuple[int, tuple[int, int] | None]]:
-        """(id, its characters in `after`) of every token; None for those of the chat template.
-
-        Special tokens are read only in the two ends of a prompt of `generate`, and only where `after` begins and ends
-        with exactly these: in documents, questions and any other text `<|im_start|>` is plain text.
-        """
         start, end = self._template
-        end += self.lead
-        whole = len(after) >= len(start) + len(end) and after.startswith(start) and after.endswith(end)
-        low, high = (len(start), len(after) - len(end)) if whole else (0, len(after))
-        coded = self._counting.encode(after[low:high], add_special_tokens=False)
-        inside = [(token, (low + a, low + b)) for token, (a, b) in zip(coded.ids, coded.offsets, strict=True)]
-        if not whole:
-            return [*inside]
-        opening, closing = self._template_ids(start), self._template_ids(end)
-        return [*((token, None) for token in opening), *inside, *((token, None) for token in closing)]
+        return self._coder.after(after, start, end + self.lead)
 
     def _needs(self, text: str, after: str, reading: str) -> list[TokenNeed]:
         coded, before = self._counting.encode(text, add_special_tokens=False), self._coded_after(after)
@@ -333,17 +323,11 @@ class LocalGenerator(Generator):
 
     @cached_property
     def _template(self) -> tuple[str, str]:
-        """The chat template around the documents: (its start with the system text, its end)."""
-        _, tokenizer = self._loaded
-        if not tokenizer.chat_template:
-            return SYSTEM, "Answer: "
-        asked = {"role": "user", "content": _BODY}
-        try:
-            text = _rendered(tokenizer, [{"role": "system", "content": SYSTEM}, asked])
-        except Exception:  # templates without a system role raise an error of their own
-            text = _rendered(tokenizer, [{"role": "user", "content": f"{SYSTEM}\n{_BODY}"}])
-        before, _, after = text.partition(_BODY)
-        return before, after
+        return template_of(self._loaded[1])
+
+    @cached_property
+    def _coder(self) -> Coder:
+        return Coder(self._loaded[1], self._counting)
 
     @cached_property
     def _folder(self) -> str:
@@ -390,7 +374,3 @@ class LocalGenerator(Generator):
             ram_bytes=self.ram_bytes,
             int8=self.kv_dtype == "int8",
         )
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

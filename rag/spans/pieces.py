@@ -10,7 +10,7 @@ from rag.protocols import TokenCounter
 from rag.text import assemble
 from rag.types import Bubble, CompressedContext, Decision, Piece, Span
 
-__all__ = ["aim", "check_size", "context_of", "count_kept", "joined", "text_of", "unchanged"]
+__all__ = ["aim", "check_size", "context_of", "count_kept", "joined", "scores_of", "text_of", "unchanged"]
 
 Kept = Sequence[Sequence[Span]]
 """For each hit of a bubble the spans that stay, sorted and apart, in document coordinates; none for a dropped chunk."""
@@ -56,6 +56,7 @@ def context_of(
 ) -> CompressedContext:
     """The context of these parts of a bubble; spans must be sorted, apart, and inside of what the bubble has."""
     pieces = []
+    scores = scores_of(bubble)
     for place, (hit, spans) in enumerate(zip(bubble.hits, kept, strict=True)):
         if spans:
             assert all(left.end <= right.start for left, right in pairwise(spans))  # noqa: S101 - callers use `joined`
@@ -66,6 +67,7 @@ def context_of(
                     span=hit.chunk.span,
                     text=text_of(bubble, place, spans),
                     kept=tuple(spans),
+                    score=scores[place],
                 )
             )
     whole, left = assemble(bubble.texts), assemble(piece.text for piece in pieces)
@@ -78,6 +80,17 @@ def context_of(
         compressor=name,
         decisions=tuple(decisions),
     )
+
+
+def scores_of(bubble: Bubble) -> list[float]:
+    """One for each hit, on one scale: the best relevance of what was taken of it, as the ledger has it; those of the
+    retriever where the ledger does not tell of all hits."""
+    taken: dict[str, float] = {}
+    for one in bubble.decisions:
+        if one.action == "take":
+            taken[one.chunk_id] = max(one.relevance, taken.get(one.chunk_id, one.relevance))
+    told = all(hit.chunk.id in taken for hit in bubble.hits)
+    return [taken[hit.chunk.id] if told else hit.score for hit in bubble.hits]
 
 
 def unchanged(bubble: Bubble, counter: TokenCounter, name: str) -> CompressedContext:
