@@ -16,6 +16,7 @@ from rag.config import PipelineConfig
 from rag.errors import ConfigError, IndexDamagedError, IndexLockedError, MissingError, RagError, UsageError
 from rag.index import Index
 from rag.registry import build, spec_name
+from rag.telemetry import batch_spans, stage_span, traced
 
 if TYPE_CHECKING:
     from rag.files import FileListing
@@ -179,7 +180,7 @@ class Pipeline:
                 twins=twins,
                 leave_out=near_duplicates == "skip",
                 sentences=self.embedder if config.sentences else None,
-                on_progress=on_progress,
+                on_progress=batch_spans(on_progress),
             )
             return run.run(listing, delete_below=roots)
 
@@ -211,6 +212,7 @@ class Pipeline:
         parts = (rows[at : at + _CHUNKS_AT_ONCE] for at in range(0, len(rows), _CHUNKS_AT_ONCE))
         return sum(generator.prefill_kv(index.corpus.chunks(part), index.corpus) for part in parts)
 
+    @traced("retrieval", "retriever")
     def search(
         self, question: str, index: Index | str | Path, *, k: int | None = None, where: Filter | None = None
     ) -> list[Hit]:
@@ -230,6 +232,7 @@ class Pipeline:
                 "`rag repair` to mend the index."
             ) from error
 
+    @traced("invoke_workflow")
     def ask(
         self,
         question: str,
@@ -304,6 +307,7 @@ class Pipeline:
         """With the text, kept as a run."""
         trace = list(found.trace)
         self._note(trace, "generate", started, len(found.context.pieces), len(made.citations), **made.notes)
+        stage_span(trace[-1], made.stats)
         answer = replace(
             found, text=made.text, citations=made.citations, sentences=made.sentences, supported=made.supported,
             prompt=made.prompt, stats=made.stats, trace=tuple(trace),
@@ -327,6 +331,7 @@ class Pipeline:
                 stage=stage, plugin=plugin, seconds=now - started, items_in=items_in, items_out=items_out, notes=notes
             )
         )
+        stage_span(trace[-1])
         return now
 
     def _claim(self, store: Store, embedder: Embedder | None) -> str | None:

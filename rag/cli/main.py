@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import about, asking, copies, indexing, upkeep
+from rag.cli import about, asking, copies, indexing, serving, upkeep
 from rag.cli import demo as demo_verb
 from rag.errors import RagError
 
@@ -56,6 +56,7 @@ for verb, function in (
     ("show", indexing.show),
     ("explain", asking.explain),
     ("stats", indexing.stats),
+    ("serve", serving.serve),
     ("verify", upkeep.verify),
     ("repair", upkeep.repair),
     ("compact", upkeep.compact),

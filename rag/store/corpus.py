@@ -177,11 +177,12 @@ class StoreCorpus(Corpus):
         return self.chunks([number for (number,) in (*reversed(left), *right)])
 
     def document(self, doc_id: str) -> Document:
-        if doc_id not in self._documents:
+        found = self._documents.get(doc_id)  # one look: another thread may empty the memory meanwhile
+        if found is None:
             if len(self._documents) >= _KEPT_DOCUMENTS:
                 self._documents.clear()
-            self._documents[doc_id] = sound_document(self._db, doc_id)
-        return self._documents[doc_id]
+            found = self._documents[doc_id] = sound_document(self._db, doc_id)
+        return found
 
     def source(self, doc_id: str) -> str:
         """The source name alone, without reading the text; KeyError for an unknown id."""

@@ -107,13 +107,22 @@ def _rows(directory: Path, sql: str, values: tuple[Any, ...] = ()) -> list[tuple
     if not path.exists():
         return []
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
         try:
-            return connection.execute(sql, values).fetchall() if _is_ready(connection, path) else []
-        finally:
-            connection.close()
+            return _read(path, "ro", sql, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            return _read(path, "rw", sql, values)  # rolls back what a killed writer has left in the journal
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise _unreadable(directory, error) from error
+
+
+def _read(path: Path, mode: str, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS)
+    try:
+        return connection.execute(sql, values).fetchall() if _is_ready(connection, path) else []
+    finally:
+        connection.close()
 
 
 def _open_for_writing(directory: Path) -> sqlite3.Connection:

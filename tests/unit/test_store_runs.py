@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,22 @@ def test_traces_outlive_a_restore(index: Path) -> None:
         run_id = store.add_run({"question": "q"})
         store.snapshot_restore("first")
         assert store.run(run_id)["question"] == "q"
+
+
+def test_a_journal_of_a_killed_writer_is_rolled_back_by_the_next_reader(index: Path) -> None:
+    with Store.open(index) as store:
+        kept = store.add_run({"question": "before"})
+    died = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size=1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(200):
+    connection.execute("UPDATE runs SET run = run || ?", ("x" * 4000,))
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", died, str(index / RUNS_NAME)], check=False)
+    assert (index / f"{RUNS_NAME}-journal").stat().st_size, "the writer must have died with a journal"
+    with Store.open(index) as store:
+        assert store.run(kept)["question"] == "before"
+        assert not verify(store).problems
