@@ -1,99 +1,110 @@
-"""The app's script. Streamlit runs it anew at every click; models and index stay behind `cache_resource`."""
+"""The app's script. Streamlit runs it anew at every click; what is costly stays in `app.desk`."""
 
 from __future__ import annotations
 
-import html
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
+from app.desk import Desk, Run, open_desk
+from app.parts import command, plain
+from app.theme import STYLE
 from rag import Index, Pipeline, RagError
 from rag.config import resolve
+from rag.text import printable
 
-CONTEXT_CHARS = 400
-STYLE = "<style>mark{background:#ffe08a;color:#222;border-bottom:2px dashed #8a6d00;padding:0 .1em}</style>"
-
-
-@st.cache_resource(max_entries=2, show_spinner="Opening the index")
-def open_line(directory: str, generation: int) -> tuple[Pipeline, Index]:
-    """Pipeline and index; a new `generation` makes a new pair, a new run trace does not."""
-    index = Index.open(directory)
-    return Pipeline(resolve(index_config=index.manifest().get("config")).config), index
-
-
-def generation_of(directory: Path) -> int:
-    """Which state of the chunks is on disk."""
-    with Index.open(directory) as index:
-        return index.corpus.generation
-
-
-def sample_index(directory: Path) -> None:
-    """Ingest the sample documents, so that the first start shows something."""
-    from rag.sample import documents_dir
-
-    with st.spinner("Reading the sample documents"):
-        Pipeline().index([documents_dir()], into=directory).close()
-
-
-def draw_citation(index: Index, citation: dict[str, Any], *, expanded: bool) -> None:
-    """The exact span, marked, inside the text around it."""
-    text = index.document(citation["doc_id"]).text
-    start, end = citation["start"], citation["end"]
-    before, after = text[max(0, start - CONTEXT_CHARS) : start], text[end : end + CONTEXT_CHARS]
-    page = f", page {citation['page']}" if citation["page"] else ""
-    with st.expander(f"[{citation['mark']}] {citation['source']}{page}", expanded=expanded):
-        marked = f"{html.escape(before)}<mark>{html.escape(text[start:end])}</mark>{html.escape(after)}"
-        st.html(f'{STYLE}<div data-testid="citation" style="white-space:pre-wrap">{marked}</div>')
-        st.code(f"rag show {citation['doc_id']}:{start}-{end} --index {index.directory}", language="sh")
-
-
-def draw_run(index: Index, run: dict[str, Any]) -> None:
-    """Answer, citations, ledger and stages of one run."""
-    st.markdown(f"**{html.escape(run['question'])}**")
-    if run["citations"]:
-        st.write(run["answer"])
-        unsupported = sum(not backed for backed in run["supported"])
-        if unsupported:
-            st.warning(f"{unsupported} of {len(run['supported'])} sentences are not backed by the documents.")
-    else:
-        st.info("Not found in the documents. Try other words, or ingest the file that should hold the answer.")
-    for at, citation in enumerate(run["citations"]):
-        draw_citation(index, citation, expanded=at == 0)
-    bubble = run["bubble"]
-    with st.expander(f"Ledger: {bubble['token_count']} of {bubble['budget']} tokens"):
-        st.dataframe(bubble["decisions"], hide_index=True)
-    with st.expander("Stages"):
-        keys = ("stage", "plugin", "seconds", "items_in", "items_out")
-        st.dataframe([{key: stage[key] for key in keys} for stage in run["trace"]], hide_index=True)
-    st.code(f"rag ask {run['question']!r} --index {index.directory}", language="sh")
+VIEWS = {
+    "ask": ("Ask", ":material/forum:"),
+    "documents": ("Documents", ":material/folder_open:"),
+    "chunk_lens": ("Chunk lens", ":material/content_cut:"),
+    "trace": ("Trace", ":material/account_tree:"),
+    "bubble": ("Bubble", ":material/bubble_chart:"),
+    "compression": ("Compression", ":material/compress:"),
+    "kv_attention": ("KV and attention", ":material/memory:"),
+    "compare": ("Compare", ":material/compare:"),
+    "reports": ("Reports", ":material/leaderboard:"),
+}
 
 
 def main() -> None:
-    """Ask view: a question, its answer, and why."""
-    st.set_page_config(page_title="Chunkwise", layout="wide")
-    st.title("Chunkwise")
-    directory = Path(os.environ.get("RAG_INDEX", "demo-index"))
-    try:
-        if not Index.exists(directory):
-            sample_index(directory)
-        pipeline, index = open_line(str(directory), generation_of(directory))
-    except RagError as error:
-        st.error(str(error))
-        return
-    counts = index.store.stats()
-    st.caption(f"{counts['documents']} documents, {counts['chunks']} chunks in {directory}")
-    runs: list[dict[str, Any]] = st.session_state.setdefault("runs", [])
-    question = st.chat_input("Ask your documents")
-    if question and question.strip():
+    """Navigation, one sidebar, and the picked view."""
+    st.set_page_config(page_title="Chunkwise", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+    st.html(STYLE)
+    there = [name for name in VIEWS if find_spec(f"app.views.{name}")]
+    pages = [
+        st.Page(_page(name), title=VIEWS[name][0], icon=VIEWS[name][1], url_path=name, default=name == "ask")
+        for name in there
+    ]
+    page = st.navigation(pages, expanded=True)
+    st.title(page.title)
+    page.run()
+
+
+def _page(name: str) -> Callable[[], None]:
+    def draw() -> None:
         try:
-            runs.insert(0, pipeline.ask(question, index).to_dict())
+            desk = _desk(Path(os.environ.get("RAG_INDEX", "demo-index")))
+            import_module(f"app.views.{name}").show(desk)
         except RagError as error:
-            st.error(str(error))
-    for run in runs:
-        with st.container(border=True):
-            draw_run(index, run)
+            st.error(plain(str(error)))
+
+    return draw
 
 
-main()
+def _desk(directory: Path) -> Desk:
+    """The desk, with the run that the sidebar picks; the sample documents at the first start."""
+    if not Index.exists(directory):
+        _sample(directory)
+    desk = open_desk(directory)
+    with st.sidebar:
+        counts = desk.index.store.stats()
+        st.caption(f"{counts['documents']} documents, {counts['chunks']} chunks in {plain(str(directory))}")
+        runs = {run["run_id"]: run for run in desk.runs()}
+        asked = st.session_state.get("run")
+        if asked and asked.get("run_id", "") not in runs:
+            runs = {asked.get("run_id", ""): asked, **runs}
+        if not runs:
+            st.caption("No question has been asked yet.")
+            return desk
+        wanted = st.session_state.pop("pick", None)
+        if wanted in runs:
+            st.session_state["picked"] = wanted
+        if st.session_state.get("picked") not in runs:
+            st.session_state["picked"] = next(iter(runs))
+        picked = st.selectbox(
+            "Run looked at", list(runs), key="picked", format_func=_labels(runs).__getitem__,
+            help="Trace, Bubble, Compression, and KV and attention show this run.",
+        )  # fmt: skip
+        st.code(command("rag", "explain", picked, "--index", directory), language="sh", wrap_lines=True)
+    return replace(desk, run=runs[picked])
+
+
+def _sample(directory: Path) -> None:
+    """Ingests the sample documents, so that the first start shows something."""
+    from rag.sample import documents_dir
+
+    with st.spinner("First start: reading the sample documents"):
+        Pipeline(resolve().config).index([documents_dir()], into=directory).close()
+
+
+def _labels(runs: Mapping[str, Run]) -> dict[str, str]:
+    """Run id -> question, all different: the browser tells a choice by its label."""
+    labels: dict[str, str] = {}
+    for run_id, run in runs.items():
+        label = _short(run["question"])
+        labels[run_id] = f"{label} ({run_id})" if label in labels.values() else label
+    return labels
+
+
+def _short(question: str, most: int = 60) -> str:
+    line = printable(" ".join(question.split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+if __name__ == "__main__":
+    main()

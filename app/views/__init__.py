@@ -1,0 +1,1 @@
+"""One file for each view; a view is `show(desk)` and draws what `rag` gives."""
