@@ -44,12 +44,17 @@ def bench(
         typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
     ] = None,
     quality: Annotated[bool, typer.Option(help="Measure retrieval quality too.")] = True,
-    part: Annotated[list[str] | None, typer.Option(help="Section of kv or compress; repeatable.")] = None,
-    length: Annotated[list[int] | None, typer.Option(min=1, help="Tokens of context, kv, compress and road.")] = None,
-    questions: Annotated[int | None, typer.Option(min=1, help="Prompts or contexts, kv, compress and road.")] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(help="File for the table that repair auto of local reads, kv.")
+    part: Annotated[list[str] | None, typer.Option(help="Section of kv, compress or attention; repeatable.")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens of context: kv, compress, road, attention.")
     ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Prompts or contexts: kv, compress, road, attention.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="File for the table that auto of local reads: kv (repair), attention.")
+    ] = None,
+    rows: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on, attention.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -78,7 +83,8 @@ def bench(
     )
     if not out.resolve().parent.is_dir():
         raise UsageError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-    report = _run(name, settings, {"parts": part, "lengths": length, "questions": questions, "calibrate": calibrate})
+    options = {"parts": part, "lengths": length, "questions": questions, "calibrate": calibrate, "rows": rows}
+    report = _run(name, settings, options)
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)

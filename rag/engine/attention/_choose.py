@@ -11,7 +11,10 @@ from torch import Tensor
 from rag.engine.attention._base import Memory, Step
 from rag.engine.attention.units import Units
 
-__all__ = ["fill", "page_extremes", "page_summaries", "standardised", "unit_extremes", "upper_bound"]
+__all__ = ["fill", "page_extremes", "page_summaries", "products", "standardised", "unit_extremes", "upper_bound"]
+
+FEW = 16
+"""Rows, those of one token's heads: in decoding."""
 
 
 def fill(scores: Tensor, lengths: Tensor, budget: int | Tensor, forced: Tensor | None = None) -> Tensor:
@@ -89,4 +92,12 @@ def unit_extremes(key: Tensor, units: Units) -> Tensor:
 def upper_bound(query: Tensor, extremes: Tensor) -> Tensor:
     """(batch, kv heads, rows, units): no key of the unit has a larger product with the row. `query` (batch, kv heads,
     rows, d)."""
-    return torch.cat((query.clamp(min=0), query.clamp(max=0)), dim=-1) @ extremes.transpose(-1, -2)
+    return products(torch.cat((query.clamp(min=0), query.clamp(max=0)), dim=-1), extremes)
+
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """(..., rows, keys), of (..., rows, d) and (..., keys, d)."""
+    if query.shape[-2] > FEW:
+        return query @ key.transpose(-1, -2)
+    # the same the other way round: what is held is a view of more room, which a product of few bfloat16 rows copies
+    return (key @ query.transpose(-1, -2)).transpose(-1, -2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rag.engine.attention._base import Kept, Memory, Selection, Step
-from rag.engine.attention._choose import fill, standardised, unit_extremes, upper_bound
+from rag.engine.attention._choose import fill, products, standardised, unit_extremes, upper_bound
 from rag.engine.attention.units import Units
 from rag.engine.errors import EngineError
 
@@ -104,7 +104,7 @@ class ChunkBlock(Selection):
         units, query = layout.units, step.grouped[:, :, :, start:]
         key = step.key[:, :, : layout.stop]
         if self.score == "mass":
-            logits = (query.flatten(2, 3) @ key.transpose(-1, -2)).float() * step.scaling
+            logits = products(query.flatten(2, 3), key).float() * step.scaling
             given = logits.softmax(-1).sum((1, 2))
             of_slots = units.of_slots(layout.stop)
             mass = given.new_zeros(len(given), len(units) + 1).index_add_(1, of_slots, given)[:, :-1]

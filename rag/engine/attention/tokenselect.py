@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rag.engine.attention._base import Kept, Memory, Selection, Step
-from rag.engine.attention._choose import fill
+from rag.engine.attention._choose import fill, products
 from rag.engine.attention.units import Units
 from rag.engine.errors import EngineError
 
@@ -73,9 +73,9 @@ class TokenSelect(Selection):
         """(batch, 1, blocks, slots before the last local ones); -inf where nothing may be chosen. `query` (batch,
         heads, blocks, d); `local` (blocks, 1)."""
         slots = torch.arange(int(local.max()), device=step.device)
-        keys = step.key[:, :, None, : len(slots)]
-        grouped = query.reshape(step.batch, step.kv_heads, step.group, -1, query.shape[-1])
-        scores = (grouped @ keys.transpose(-1, -2)).float()
+        rows = query.reshape(step.batch, step.kv_heads, -1, query.shape[-1])
+        scores = products(rows, step.key[:, :, : len(slots)]).float()
+        scores = scores.reshape(step.batch, step.kv_heads, step.group, -1, len(slots))
         outside = (slots < self.n_init) | (slots >= local)
         scores = scores.masked_fill(outside, torch.finfo(scores.dtype).min)
         votes: Tensor = scores.softmax(-1).sum((1, 2))[:, None]

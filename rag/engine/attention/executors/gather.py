@@ -117,6 +117,9 @@ def _copied(source: Tensor, pages: Tensor, size: int, rest: slice) -> Tensor:
     out = source.new_empty(batch, heads, far + rest.stop - rest.start, width)
     out[:, :, far:] = source[:, :, rest]
     whole = source[:, :, : source.shape[2] // size * size]
+    if source.device.type != "cpu":  # one launch for all heads; on CPU a copy for each is faster
+        out[:, :, :far] = _picked(whole.reshape(batch, heads, -1, size, width), pages).flatten(2, 3)
+        return out
     for b in range(batch):
         for h in range(heads):
             rows, room = whole[b, h].reshape(-1, size * width), out[b, h, :far].view(count, size * width)
@@ -125,6 +128,13 @@ def _copied(source: Tensor, pages: Tensor, size: int, rest: slice) -> Tensor:
             else:
                 torch.index_select(rows, 0, pages[b, h], out=room)
     return out
+
+
+def _picked(paged: Tensor, pages: Tensor) -> Tensor:
+    """(batch, heads, count, size, d): of `paged` (batch, heads, pages, size, d) the `pages` (batch, heads, count)."""
+    sequences = torch.arange(paged.shape[0], device=paged.device)[:, None, None]
+    heads = torch.arange(paged.shape[1], device=paged.device)[:, None]
+    return paged[sequences, heads, pages]
 
 
 def attend_partly(query: Tensor, key: Tensor, value: Tensor, scaling: float, *, causal: bool = False) -> Partial:
