@@ -20,11 +20,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from eval.bench._attention_plans import NAMES, plans
 from eval.bench._kv_prompts import Loaded
 from rag.engine.attention import Kept, Memory, Selection, Sparse, Step, Units, read_sparsely
-from rag.engine.attention.executors.gather import gather
+from rag.engine.attention.executors.gather import gather, in_tiles
+from rag.engine.tiles import attend_in_tiles
 
 __all__ = ["KEPT", "interleaved", "op_rows", "states_of"]
 
 KEPT = 1024
+TILES = "dense, tiles"
+"""How our engine reads densely where that is faster than torch's kernel."""
 LAYER = 4
 STEPS = 16
 """Tokens that are decoded one after the other in a turn."""
@@ -94,6 +97,8 @@ def _prefill(states: Step, kept: int, rounds: int, names: Sequence[str]) -> list
         )
 
     contenders: dict[str, Callable[[], object]] = {"dense": dense, "dense, grouped": grouped}
+    if in_tiles(step):
+        contenders[TILES] = lambda: attend_in_tiles(step.query, step.key, step.value, step.places, step.scaling)
     densities: dict[str, float] = {}
     for name, selection in _selections(step.slots, kept, names).items():
         found = selection.select(step, _memory(0))
@@ -178,6 +183,8 @@ def _rows(
                 "gather_ratio": _ratio(times[base], times[name]), "ratio": _ratio(times[base], both),
             }
         )  # fmt: skip
+        if TILES in times:
+            rows[-1] |= {"tiles_ms": _ms(times[TILES], count), "over_tiles": _ratio(times[TILES], both)}
     return rows
 
 

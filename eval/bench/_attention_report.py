@@ -39,6 +39,9 @@ def _op_claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 what = "with its selection" if key == "ratio" else "gather alone"
                 text = f"{stage} op, {quest['tokens']} tokens, {dtype}: {quest['selection']} over dense, {what}"
                 found.append(claim(text, quest[key], least, "higher"))
+                if "over_tiles" in quest:
+                    text = f"{stage} op, {quest['tokens']} tokens, {dtype}: {quest['selection']} over our own dense"
+                    found.append(claim(text, quest["over_tiles"], 1.0, "higher"))
     return found
 
 
@@ -136,9 +139,9 @@ def tables(report: Mapping[str, Any]) -> str:
     if report.get("ops"):
         keys = (
             "tokens", "dtype", "selection", "density", "dense_ms", "stock_ms", "gather_ms", "selection_ms",
-            "gather_ratio", "ratio",
+            "gather_ratio", "ratio", "over_tiles",
         )  # fmt: skip
-        parts.append(table(["op", *keys], [[row["stage"], *(row[key] for key in keys)] for row in report["ops"]]))
+        parts.append(table(["op", *keys], [[row["stage"], *(row.get(key) for key in keys)] for row in report["ops"]]))
     if report.get("end"):
         ends = ("tokens", "dtype", "contender", "density", "seconds", "over_stock", "over_in_place")
         rows = [

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attend_in_tiles"]
+__all__ = ["ROWS", "attend_in_tiles", "tile"]
 
-_ROWS = 64
+ROWS = 64
 _COLUMNS = 64
 """Key counts are rounded up to this, so that few shapes of products occur: each new one is compiled."""
 _TOGETHER = 2048
@@ -32,20 +32,21 @@ def attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, places: Tensor, s
     columns, last = torch.arange(slots), places.tolist()
     grouped = (query[0] * scaling).reshape(kv_heads, heads // kv_heads, queries, width)
     keys, values = key[0].transpose(1, 2), value[0]
-    for start in range(0, queries, _ROWS):
-        stop = min(queries, start + _ROWS)
+    for start in range(0, queries, ROWS):
+        stop = min(queries, start + ROWS)
         end = min(slots, _up(last[stop - 1] + 1))
         open_until = last[start] + 1
         unseen = columns[open_until:end] > places[start:stop, None]
         step = kv_heads if end <= _TOGETHER else 1
         heads_of = [slice(at, at + step) for at in range(0, kv_heads, step)]
-        parts = [_tile(grouped[own, :, start:stop], keys[own, :, :end], values[own, :end], unseen) for own in heads_of]
+        parts = [tile(grouped[own, :, start:stop], keys[own, :, :end], values[own, :end], unseen) for own in heads_of]
         out[0, start:stop] = torch.cat(parts).reshape(heads, stop - start, width).transpose(0, 1)
     return out
 
 
-def _tile(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
-    """(kv heads, group, rows, d) of queries of that shape; `unseen` (rows, columns) covers the last of the keys."""
+def tile(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
+    """(kv heads, group, rows, d) of queries of that shape; keys (kv heads, d, slots), values (kv heads, slots, d);
+    `unseen` (rows, columns) covers the last of the slots."""
     heads, group, rows, width = query.shape
     scores = torch.bmm(query.reshape(heads, group * rows, width), keys).view(heads, group, rows, -1)
     if unseen.shape[-1]:

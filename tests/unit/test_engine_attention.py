@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -396,3 +397,21 @@ def test_a_sparse_reading_travels_with_a_cache() -> None:
     assert torch.allclose(told[0], told[1], atol=1e-5)
     dense = torch.cat([model.run(ids, plain := model.new_cache(), keep=4), model.run([7], plain)])
     assert not torch.allclose(told[0], dense, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gather_in_tiles_reads_what_gather_reads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU; float32 through the same code is exact to rounding."""
+    import rag.engine.attention.executors.gather  # noqa: F401
+
+    module = sys.modules["rag.engine.attention.executors.gather"]
+    batch = 1 + seed % 2
+    step = step_of(150, batch=batch, heads=4, kv_heads=2, seed=seed)
+    kept = drawn_kept(step, seed, paged=seed % 3 == 0)
+    wanted = EXECUTORS["gather"](step, kept)
+    monkeypatch.setattr(module, "in_tiles", lambda step: True)
+    assert torch.allclose(EXECUTORS["gather"](step, kept), wanted, atol=1e-5)
+    half = [one.bfloat16() for one in (step.query, step.key, step.value)]
+    found = EXECUTORS["gather"](Step(3, *half, step.places, step.scaling), kept)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).abs().mean() < 5e-3
