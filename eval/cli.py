@@ -20,13 +20,15 @@ from eval._options import (
     spec_of,
 )
 from eval.compress.verbs import compress
+from eval.runs.verbs import compare, make, regress, run, sweep
 from eval.select.verbs import calibrate, poison
 from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity
 
 __all__ = ["eval_app"]
 
 eval_app = typer.Typer(
-    no_args_is_help=True, help="Evaluation on public data: chunks, papers, select, compress, poison, calibrate."
+    no_args_is_help=True,
+    help="Evaluation: run, compare, regress, sweep, make; parts: chunks, papers, select, compress, poison, calibrate.",
 )
 
 
@@ -180,6 +182,11 @@ def select(
         typer.echo(markdown(report, timings_of(done)))
 
 
+eval_app.command("run")(run)
+eval_app.command("compare")(compare)
+eval_app.command("regress")(regress)
+eval_app.command("sweep")(sweep)
+eval_app.command("make")(make)
 eval_app.command("compress")(compress)
 eval_app.command("poison")(poison)
 eval_app.command("calibrate")(calibrate)

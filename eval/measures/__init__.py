@@ -1,0 +1,1 @@
+"""Measures of answers, rankings and groundedness, and intervals of their means."""

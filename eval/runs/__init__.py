@@ -1,0 +1,1 @@
+"""`rag eval run`: configs asked every question of data sets; results that repeat byte for byte."""
