@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eval.bench import _options as options
+from eval.bench._tables import CheckOption, WriteOption, tables
 from rag.cli._common import ConfigOption, JsonOption, QuietOption, VerboseOption, print_json, set_verbosity
 from rag.errors import UsageError
 
@@ -28,33 +30,25 @@ def benchmarks() -> list[str]:
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark; an unknown name lists them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the JSON report goes.")],
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", envvar="CHUNKWISE_DATA", help="Folder of the public evaluation data."),
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs; medians are compared.")] = 3,
-    documents: Annotated[int, typer.Option(min=1, help="How many documents are ingested in a round.")] = 200,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of every contender.")] = 1,
-    seed: Annotated[int, typer.Option(help="Draws the documents.")] = 0,
-    kills: Annotated[int, typer.Option(min=0, help="How often each store's writer is killed, and bytes flipped.")] = 20,
-    peer_python: Annotated[
-        list[Path] | None,
-        typer.Option(help="Interpreter of an environment that has peers; repeatable. Default: this one."),
-    ] = None,
-    quality: Annotated[bool, typer.Option(help="Measure retrieval quality too.")] = True,
-    part: Annotated[list[str] | None, typer.Option(help="Section of kv, compress or attention; repeatable.")] = None,
-    length: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tokens of context: kv, compress, road, attention.")
-    ] = None,
-    questions: Annotated[
-        int | None, typer.Option(min=1, help="Prompts or contexts: kv, compress, road, attention.")
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(help="File for the table that auto of local reads: kv (repair), attention.")
-    ] = None,
-    rows: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on, attention.")] = None,
+    name: Annotated[str, typer.Argument(help="Which benchmark, or tables; an unknown name lists them.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the JSON report goes.")] = None,
+    data: options.Data = None,
+    rounds: options.Rounds = 3,
+    documents: options.Documents = 200,
+    threads: options.Threads = 1,
+    seed: options.Seed = 0,
+    kills: options.Kills = 20,
+    peer_python: options.PeerPython = None,
+    quality: options.Quality = True,
+    part: options.Part = None,
+    length: options.Length = None,
+    questions: options.Questions = None,
+    calibrate: options.Calibrate = None,
+    rows: options.Rows = None,
+    seconds: options.Seconds = None,
+    clients: options.Clients = None,
+    check: CheckOption = None,
+    write: WriteOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -65,29 +59,27 @@ def bench(
     Example: rag bench ingest --out bench.json --data DATA --peer-python peers/bin/python
     """
     set_verbosity(verbose)
+    if name == "tables":
+        return tables(check, write)
     if name not in benchmarks():
-        raise UsageError(f"no benchmark {name!r}; there are: {', '.join(benchmarks())}")
+        raise UsageError(f"no benchmark {name!r}; there are: {', '.join(benchmarks())}, tables")
+    if out is None or not out.resolve().parent.is_dir():
+        raise UsageError(f"rag bench {name} needs --out FILE in a folder that exists, not {out}")
     from eval.bench._report import Settings
 
     settings = Settings(
-        data=data,
-        config=config,
-        rounds=rounds,
-        documents=documents,
-        threads=threads,
-        seed=seed,
-        kills=kills,
-        peer_pythons=tuple(str(path) for path in peer_python or []),
-        quality=quality,
-        quiet=quiet,
-    )
-    if not out.resolve().parent.is_dir():
-        raise UsageError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-    options = {"parts": part, "lengths": length, "questions": questions, "calibrate": calibrate, "rows": rows}
-    report = _run(name, settings, options)
+        data=data, config=config, rounds=rounds, documents=documents, threads=threads, seed=seed, kills=kills,
+        peer_pythons=tuple(str(path) for path in peer_python or []), quality=quality, quiet=quiet,
+    )  # fmt: skip
+    given = {
+        "parts": part, "lengths": length, "questions": questions, "calibrate": calibrate, "rows": rows,
+        "seconds": seconds, "clients": clients,
+    }  # fmt: skip
+    report = _run(name, settings, given)
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)
+    return None
 
 
 def _run(name: str, settings: Settings, options: Mapping[str, Any]) -> dict[str, Any]:
