@@ -1,84 +1,12 @@
-"""Services that remember: several chunkers that work on one document tokenise and embed it once."""
+"""Services of a plugin, and of the plugins inside it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from rag.protocols import Embedder, TokenCounter
-
-if TYPE_CHECKING:
-    from rag.protocols import Vectors
-
-__all__ = ["KeptCounter", "KeptEmbedder", "needs", "with_services"]
-
-
-class KeptCounter(TokenCounter):
-    """The same counter; a text that it has seen is not tokenised again. For one document, then thrown away."""
-
-    def __init__(self, inner: TokenCounter) -> None:
-        self.name, self.limit, self.additive = inner.name, inner.limit, inner.additive
-        self._inner = inner
-        self._counts: dict[str, int] = {}
-        self._offsets: dict[str, list[tuple[int, int]]] = {}
-
-    def count(self, text: str) -> int:
-        if text not in self._counts:
-            self._counts[text] = self._inner.count(text)
-        return self._counts[text]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        if text not in self._offsets:
-            self._offsets[text] = self._inner.offsets(text)
-        return self._offsets[text]
-
-
-class KeptEmbedder(Embedder):
-    """The same embedder; a text that it has seen is not embedded again. `texts` counts those that were."""
-
-    def __init__(self, inner: Embedder, counter: TokenCounter) -> None:
-        self._inner = inner
-        self._counter = counter
-        self._rows: dict[str, Any] = {}
-        self.matches_meaning = inner.matches_meaning  # type: ignore[misc]  # a constant of the class there
-
-    @property
-    def texts(self) -> int:
-        """How many texts the encoder has read."""
-        return len(self._rows)
-
-    @property
-    def light(self) -> Embedder:
-        return self._inner.light
-
-    @property
-    def dimension(self) -> int:
-        return self._inner.dimension
-
-    @property
-    def counter(self) -> TokenCounter:
-        return self._counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self._inner.fingerprint
-
-    def agrees_with(self, fingerprint: str) -> bool:
-        return self._inner.agrees_with(fingerprint)
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        import numpy as np
-
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._rows]
-        if fresh:
-            self._rows.update(zip(fresh, self._inner.embed(fresh), strict=True))
-        if not texts:
-            return self._inner.embed([])
-        return np.stack([self._rows[text] for text in texts])
-
-    def embed_question(self, text: str) -> Vectors:
-        return self._inner.embed_question(text)
+__all__ = ["needs", "with_services"]
 
 
 def with_services(plugin: Any, services: Mapping[str, Any]) -> Any:

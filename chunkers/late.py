@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from chunkers._base import SizedChunker
-from chunkers._sharing import KeptCounter, with_services
+from chunkers._sharing import with_services
 from rag.errors import ConfigError
 from rag.protocols import Chunker, nested
+from rag.spans.kept import KeptCounter
 from rag.text import TokenMap, sentence_spans
 from rag.types import Chunk, Document, Span, surround_of
 

@@ -12,11 +12,12 @@ from chunkers._embedded import EmbeddedChunker
 from chunkers._pack import split
 from chunkers._segment import Atoms
 from chunkers._selection import Candidate, left_one_out, mean_score, measured, size_relations
-from chunkers._sharing import KeptCounter, KeptEmbedder, needs, with_services
+from chunkers._sharing import needs, with_services
 from chunkers.metrics._base import Sentences
 from chunkers.metrics.block_integrity import BlockIntegrityMetric
 from rag.errors import ConfigError
 from rag.protocols import Chunker, Embedder, Metric, TokenCounter, nested, service
+from rag.spans.kept import KeptCounter, KeptEmbedder
 from rag.text import safe_cut
 from rag.types import Chunk, Document
 

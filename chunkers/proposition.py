@@ -16,9 +16,9 @@ from chunkers._cuts import STRUCTURE, CutLevels
 from chunkers._grounded import Source, content_words, numbers
 from chunkers._headers import Headers
 from chunkers._pack import Ruler, join_small, split
-from chunkers._sharing import KeptCounter
 from rag.errors import ConfigError
 from rag.protocols import TextModel, TokenCounter
+from rag.spans.kept import KeptCounter
 from rag.types import Chunk, Document, Span
 
 _PROMPT = """\

@@ -16,10 +16,10 @@ from chunkers._intents import Intents, gathered, intent_count
 from chunkers._intents_score import Score, Weights
 from chunkers._intents_sources import ModelQuestions, Source, headings, heuristic
 from chunkers._segment import Atoms, best_cuts, checked, joined, reach_back
-from chunkers._sharing import KeptCounter, KeptEmbedder
 from chunkers.metrics._base import Cuts, Sentences
 from rag.errors import ConfigError
 from rag.protocols import Embedder, Generator, TextModel, nested, service
+from rag.spans.kept import KeptCounter, KeptEmbedder
 from rag.types import Chunk, Document
 
 _ROLES = ("outline", "independence", "review", "completion")

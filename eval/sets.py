@@ -10,7 +10,7 @@ from typing import Any
 
 from rag.errors import UsageError
 
-__all__ = ["Place", "Question", "QuestionSet", "read_rows", "read_set"]
+__all__ = ["Place", "Question", "QuestionSet", "read_rows", "read_set", "write_texts"]
 
 Place = tuple[str, int, int]
 """Document, start, end: half-open code points, as evidence rows have them."""
@@ -70,3 +70,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             f"cannot read {path} ({error.strerror}). Give the folder of the public evaluation data with --data DIR "
             f"or CHUNKWISE_DATA"
         ) from error
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> None:
+    """The documents as files in `folder`, once: a file beside it says that all of them are there."""
+    done = folder.with_name(f"{folder.name}.done")
+    if done.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8"))
+    done.touch()

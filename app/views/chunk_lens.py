@@ -15,9 +15,9 @@ import streamlit as st
 from app.desk import Desk, Line
 from app.parts import Mark, command, copyable, empty, marked_text, plain, table
 from app.views._drawing import Bar, Fill, bars, draw, one_line, share
-from app.views._kept import KeptEmbedder
 from rag import PipelineConfig, RagError
 from rag.registry import catalogue, describe, spec_name
+from rag.spans.kept import KeptEmbedder
 from rag.types import Chunk, Document
 
 _SELECTOR = "metric-selected"

@@ -10,7 +10,7 @@ import streamlit as st
 from app.desk import Desk
 from app.parts import Mark, command, copyable, empty, marked_text, plain, safe, table
 from app.views._drawing import draw
-from rag.cli._compression import compressed
+from rag.compressed import compressed
 from rag.spans.protected import Protector
 from rag.types import Document, Span, parse_chunk_id
 

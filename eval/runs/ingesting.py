@@ -15,6 +15,7 @@ from eval.chunks.data import digest
 from eval.datasets import Dataset
 from eval.runs.embedding import RunEmbedder
 from eval.runs.settings import code_digest
+from eval.sets import write_texts
 from rag.config import PipelineConfig
 from rag.pipeline import Pipeline
 from rag.registry import build
@@ -59,7 +60,7 @@ def prepare(dataset: Dataset, config: PipelineConfig, cache: Path, tell: Tell) -
     if made.is_file():
         return _prepared(json.loads(made.read_text(encoding="utf-8")), directory, home, key, None)
     if dataset.folder is None:
-        _write_texts(dataset.texts, home)
+        write_texts(dataset.texts, home)
     tell(f"{dataset.name}: ingesting {len(dataset.texts) or ''} documents".replace("  ", " "))
     began = time.perf_counter()
     with named.index(home, directory) as index:
@@ -109,16 +110,6 @@ def _ingest_part(pipeline: Pipeline, config: PipelineConfig) -> dict[str, Any]:
         part["generator"] = config.for_index()["generator"]
     fingerprint = pipeline.embedder.fingerprint
     return {**part, "sentences": pipeline.config.sentences, "limits": dict(config.limits), "vectors": fingerprint}
-
-
-def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
-    """The documents as files, once."""
-    done = folder.with_name(f"{folder.name}.done")
-    if not done.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_bytes(text.encode("utf-8"))
-        done.touch()
 
 
 def _content(index: Index, home: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from eval.chunks.data import digest
 from eval.select.sets import Asked
-from eval.sets import Place
+from eval.sets import Place, write_texts
 from rag.config import PipelineConfig
 from rag.errors import RagError
 from rag.pipeline import Pipeline
@@ -79,7 +79,7 @@ def opened(asked: Asked, embedder: Embedder, chunker: Spec, cache: Path | None) 
         builder = "hybrid" if find_spec("faiss") else "bm25"  # the second makes an index without vectors
         named = digest([asked.digest, json.dumps(chunker, sort_keys=True), embedder.fingerprint, builder])
         texts = home / "texts" / asked.digest
-        _write_texts(asked.texts, texts)
+        write_texts(asked.texts, texts)
         with _pipeline(embedder, chunker, builder).index(texts, home / "indexes" / named) as index:
             yield Indexed(asked, index, embedder, chunker)
 
@@ -89,14 +89,3 @@ def _pipeline(embedder: Embedder, chunker: Spec, retriever: Spec) -> Pipeline:
     pipeline = Pipeline(PipelineConfig(chunker=chunker, retriever=retriever, near_duplicates="off"))
     vars(pipeline)["embedder"] = embedder
     return pipeline
-
-
-def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
-    """The documents as files, once; `Indexed` checks that parsing gave every character back."""
-    done = folder.with_name(f"{folder.name}.done")
-    if done.is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_bytes(text.encode("utf-8"))
-    done.touch()

@@ -23,10 +23,11 @@ from rag.cli._common import (
     read_queries,
     set_verbosity,
 )
-from rag.cli._compression import compressed, draw_compression
+from rag.cli._compression import draw_compression
 from rag.cli._ledger import draw_citations, draw_replay, draw_trace
 from rag.cli._timeline import audited, draw_timeline
 from rag.cli.indexing import DEFAULT_INDEX
+from rag.compressed import compressed
 from rag.errors import RagError, UsageError
 from rag.text import printable
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rag.cli._compression import compressed, diff_text, draw_compression
+from rag.cli._compression import diff_text, draw_compression
+from rag.compressed import compressed
 from rag.index import Index
 from tests.e2e.conftest import CONFIG, Run
 

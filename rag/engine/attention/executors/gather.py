@@ -78,7 +78,7 @@ def _in_tiles(step: Step, kept: Kept, at: int) -> Tensor:
             made = tile(
                 query[:, :, rows], keys[:, :end].transpose(1, 2), values[:, :end], later[rows, row : row + ROWS]
             )
-            out[batch, heads, :, rows] = made.unflatten(0, out[batch, heads].shape[:2])
+            out[batch, heads, :, rows] = made.reshape(out[batch, heads, :, rows].shape)
     return out.flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""An embedder that remembers: moving a slider over one document embeds no sentence twice."""
+"""Services that remember: whoever works on one document again and again tokenises and embeds it once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,35 @@ from rag.protocols import Embedder, TokenCounter
 if TYPE_CHECKING:
     from rag.protocols import Vectors
 
-__all__ = ["KeptEmbedder"]
+__all__ = ["KeptCounter", "KeptEmbedder"]
+
+
+class KeptCounter(TokenCounter):
+    """The same counter; a text that it has seen is not tokenised again. For one document, then thrown away."""
+
+    def __init__(self, inner: TokenCounter) -> None:
+        self.name, self.limit, self.additive = inner.name, inner.limit, inner.additive
+        self._inner = inner
+        self._counts: dict[str, int] = {}
+        self._offsets: dict[str, list[tuple[int, int]]] = {}
+
+    def count(self, text: str) -> int:
+        if text not in self._counts:
+            self._counts[text] = self._inner.count(text)
+        return self._counts[text]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        if text not in self._offsets:
+            self._offsets[text] = self._inner.offsets(text)
+        return self._offsets[text]
 
 
 class KeptEmbedder(Embedder):
     """The same embedder; a text that it has seen is not embedded again. `texts` counts those that were."""
 
-    def __init__(self, inner: Embedder) -> None:
+    def __init__(self, inner: Embedder, counter: TokenCounter | None = None) -> None:
         self._inner = inner
+        self._counter = counter or inner.counter
         self._rows: dict[str, Any] = {}
         self.matches_meaning = inner.matches_meaning  # type: ignore[misc]  # a constant of the class there
 
@@ -36,7 +57,7 @@ class KeptEmbedder(Embedder):
 
     @property
     def counter(self) -> TokenCounter:
-        return self._inner.counter
+        return self._counter
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +72,9 @@ class KeptEmbedder(Embedder):
         fresh = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if fresh:
             self._rows.update(zip(fresh, self._inner.embed(fresh), strict=True))
-        return np.stack([self._rows[text] for text in texts]) if texts else self._inner.embed([])
+        if not texts:
+            return self._inner.embed([])
+        return np.stack([self._rows[text] for text in texts])
 
     @property
     def reads_within(self) -> bool:
