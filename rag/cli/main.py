@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rag.cli import about, asking, copies, indexing, serving, upkeep
+from rag.cli import mcp as mcp_verb
 from rag.cli import demo as demo_verb
 from rag.errors import RagError
 
@@ -57,6 +58,7 @@ for verb, function in (
     ("explain", asking.explain),
     ("stats", indexing.stats),
     ("serve", serving.serve),
+    ("mcp", mcp_verb.mcp),
     ("verify", upkeep.verify),
     ("repair", upkeep.repair),
     ("compact", upkeep.compact),

@@ -34,7 +34,7 @@ COST_BLOCKS = 1.3
 """The same for a document with headings and a table, whose header lines are counted as well."""
 COST_UNSPACED = 4.0
 """The same for texts without spaces, and for counters whose parts do not add up."""
-COST_OF_OTHERS = {"langchain": 5.0}
+COST_OF_OTHERS = {"langchain": 5.0, "chonkie": 4.0}
 """Wrapped splitters count pieces as they please."""
 
 

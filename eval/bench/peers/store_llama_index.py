@@ -22,7 +22,7 @@ def load(vectors: Any, options: dict[str, Any]) -> Any:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.node_parser import SentenceSplitter
 
-    class Lookup(BaseEmbedding):  # type: ignore[misc]
+    class Lookup(BaseEmbedding):
         def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
             return list(vectors.embed(texts))
 

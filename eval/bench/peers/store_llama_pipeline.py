@@ -25,7 +25,7 @@ def load(vectors: Any, options: dict[str, Any]) -> Any:
     from llama_index.core.node_parser import SentenceSplitter
     from llama_index.core.schema import TransformComponent
 
-    class Lookup(BaseEmbedding):  # type: ignore[misc]
+    class Lookup(BaseEmbedding):
         def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
             return list(vectors.embed(texts))
 
@@ -38,7 +38,7 @@ def load(vectors: Any, options: dict[str, Any]) -> Any:
         async def _aget_query_embedding(self, query: str) -> list[float]:
             return self._get_text_embedding(query)
 
-    class KeepText(TransformComponent):  # type: ignore[misc]
+    class KeepText(TransformComponent):
         def __call__(self, nodes: Any, **kwargs: Any) -> Any:
             for node in nodes:
                 node.metadata["text"] = node.text
