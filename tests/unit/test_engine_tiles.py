@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
 from rag.engine import tiles  # noqa: E402
+from rag.engine.attention import Sparse, read_sparsely  # noqa: E402
+from rag.engine.attention.dense import Dense  # noqa: E402
 from rag.engine.chunks import complete  # noqa: E402
 from rag.engine.layout import lay_out  # noqa: E402
 from rag.engine.model import EngineModel  # noqa: E402
@@ -106,3 +108,18 @@ def test_a_bfloat16_prompt_in_other_chunks_is_the_same_to_the_bit() -> None:
     start = prefill(model, ids[:40], chunk_tokens=10)
     rest = complete(model, start.cache, lay_out(ids[:40], [ids[40:]]), chunk_tokens=33)
     assert torch.equal(rest.logits, whole.logits)
+
+
+def test_what_a_selection_leaves_dense_is_read_in_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(query, key, value, places, scaling):
+        calls.append(len(places))
+        return attend_in_tiles(query, key, value, places, scaling)
+
+    monkeypatch.setattr("rag.engine.attention.sparse.attend_in_tiles", counted)
+    model, ids = halved(), some_ids(80)
+    own = prefill(model, ids).logits
+    with read_sparsely(model.model, Sparse(Dense())):
+        assert torch.equal(prefill(model, ids).logits, own)
+    assert calls == [80] * model.layers

@@ -19,9 +19,10 @@ from transformers.modeling_utils import AttentionInterface
 
 from rag.engine.attention._base import Kept, Memory, Selection, Step
 from rag.engine.attention.executors import EXECUTORS, Execute, ExecutorName, executor_for
-from rag.engine.attention.executors.gather import gather
+from rag.engine.attention.executors.gather import gather, in_tiles
 from rag.engine.attention.units import Units
 from rag.engine.errors import EngineError
+from rag.engine.tiles import attend_in_tiles
 
 __all__ = ["NAME", "AttentionStats", "Sparse", "read_sparsely"]
 
@@ -98,6 +99,8 @@ class Sparse:
             kept = self._select(step, -1)
             if kept is None and step.queries > 1:
                 self._count_dense(query, key)
+                if step.batch == 1 and in_tiles(step):
+                    return attend_in_tiles(query, key, value, step.places, scale)
                 return _plain(module, query, key, value, mask, scale)
             return self._run(step, kept).transpose(1, 2).contiguous()
         out = torch.zeros_like(query)
