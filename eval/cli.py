@@ -20,6 +20,7 @@ from eval._options import (
     spec_of,
 )
 from eval.compress.verbs import compress
+from eval.peers.verbs import peers
 from eval.runs.verbs import compare, make, regress, run, sweep
 from eval.select.verbs import calibrate, poison
 from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity
@@ -28,7 +29,7 @@ __all__ = ["eval_app"]
 
 eval_app = typer.Typer(
     no_args_is_help=True,
-    help="Evaluation: run, compare, regress, sweep, make; parts: chunks, papers, select, compress, poison, calibrate.",
+    help="Whole: run, compare, regress, sweep, make, peers; parts: chunks, papers, select, compress, poison, calibrate",
 )
 
 
@@ -187,6 +188,7 @@ eval_app.command("compare")(compare)
 eval_app.command("regress")(regress)
 eval_app.command("sweep")(sweep)
 eval_app.command("make")(make)
+eval_app.command("peers")(peers)
 eval_app.command("compress")(compress)
 eval_app.command("poison")(poison)
 eval_app.command("calibrate")(calibrate)

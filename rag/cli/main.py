@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from rag.cli import about, asking, copies, indexing, serving, upkeep
-from rag.cli import mcp as mcp_verb
 from rag.cli import demo as demo_verb
+from rag.cli import mcp as mcp_verb
 from rag.errors import RagError
 
 __all__ = ["app", "main"]

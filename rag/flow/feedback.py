@@ -36,7 +36,8 @@ class Feedback(Judge):
     With `by: model` the language model gives a mark out of ten, and the lower of both counts. It reads the question and
     the answer, between delimiters that the answer cannot forge, and never a passage. So text that was retrieved, also
     where the answer quotes it, can at best talk the model out of its objection: never into more than the rules give.
-    For capable models only: small ones guess.
+    For capable models only: small ones guess. Notes count the tokens of the answer that a generator with `relay` did
+    not read anew; what it kept of them was made while it read the passages.
 
     Deviations: SAGE asks the model for the direction too, with the passages before it. Here rules find it.
     """
@@ -73,6 +74,9 @@ class Feedback(Judge):
             mark = _mark(state.question, made, run)
             if mark is not None:
                 value, notes = min(value, mark / 10), {**notes, "mark": mark}
+            relayed = getattr(run.text_model, "relayed", None)
+            if relayed and relayed.tokens:
+                notes |= {"relayed": relayed.tokens, "repaired": relayed.repaired}
         last = pieces[len(pieces) - len(pieces) // 3 :]
         cited = {citation.chunk_id for citation in made.citations}
         if value >= self.quality:

@@ -32,10 +32,15 @@ class Coder:
 
     def asked(self, text: str) -> list[int]:
         """`text` alone as what a user says."""
+        before, after = self.around(text, "")
+        return before + after
+
+    def around(self, text: str, rest: str) -> tuple[list[int], list[int]]:
+        """What a user says, in two parts that are tokenised apart: up to the end of `text`, and from `rest` on."""
         before, after = "", ""
         if self.tokenizer.chat_template:
             before, _, after = _rendered(self.tokenizer, [{"role": "user", "content": _BODY}]).partition(_BODY)
-        return self.template(before) + self.plain(text) + self.template(after)
+        return self.template(before) + self.plain(text), self.plain(rest) + self.template(after)
 
     def parts(self, prompt: Prompt, after: str) -> list[list[int]]:
         """Every segment tokenised alone, so that its ids do not depend on its neighbours.

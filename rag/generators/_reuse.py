@@ -45,6 +45,8 @@ class _Settings(Protocol):
     @property
     def kv_bytes(self) -> int: ...
     @property
+    def relay(self) -> bool: ...
+    @property
     def stop(self) -> tuple[str, ...]: ...
 
 
@@ -60,6 +62,8 @@ def check_reuse(given: _Settings) -> None:
             "local: pool_bytes, kv_bytes and ram_bytes must be >= 0, not "
             f"{given.pool_bytes}, {given.kv_bytes} and {given.ram_bytes}"
         )
+    if given.relay and given.reuse != "chunk":
+        raise ConfigError(f"local: relay moves keys and values: it needs reuse: chunk, not {given.reuse}")
     if given.batch == "shared" and given.reuse != "prefix":
         raise ConfigError(f"local: batch shared computes a common start once: it needs reuse prefix, not {given.reuse}")
     name, _ = checked_repair(given.repair)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from rag.generators._chunk_kv import ChunkKv
     from rag.generators._decode import CountedDraft, Decoder, Reading
+    from rag.generators._relay import Answers
     from rag.generators._sparsely import SparsePrompt, SparseTold
 
 
@@ -65,7 +66,9 @@ class LocalGenerator(Generator):
     mapping with `use`; `kv_dtype` "int8" halves their size. `cut_pieces` says what becomes of chunks of which a part is
     left: "compute" reads the shortened text, "prune" takes the keys and values of the whole chunk, drops those of what
     was left out, and computes nothing of it again but what `repair` names. At most `ram_bytes` of them stay in memory
-    too, until the index changes, and are not read again. `audit` measures after every answer how far it strays from
+    too, until the index changes, and are not read again. `relay` keeps those of the last answers too, in `pool_bytes`
+    of memory, for completions whose prompt holds the text of one, as where a flow has it judged: approximate, since
+    they saw the documents that the answer was written from. `audit` measures after every answer how far it strays from
     full prefill, which costs that prefill.
 
     `attention` says what of the prompt every token reads: all ("dense"), or what a selection of
@@ -98,6 +101,7 @@ class LocalGenerator(Generator):
     kv_bytes: int = 2 << 30
     kv_dtype: Literal["auto", "int8"] = "auto"
     ram_bytes: int = 0
+    relay: bool = False
     attention: Attention = "dense"
     batch: Literal["auto", "none", "shared"] = "auto"
     audit: bool = False
@@ -123,7 +127,8 @@ class LocalGenerator(Generator):
 
     @property
     def text_model(self) -> TextModel:
-        return Completion(self._complete, self._losses, self._needs)
+        told = (lambda: self._answers.last) if self.relay else None
+        return Completion(self._complete, self._losses, self._needs, told)
 
     def generate(
         self, context: CompressedContext, corpus: Corpus, on_text: Callable[[str], None] | None = None
@@ -138,6 +143,9 @@ class LocalGenerator(Generator):
         sparse = self._sparse(plan)
         reading, draft = self._read(plan.parts, corpus, sparse), None if sparse else self._draft(plan.ids)
         written = self._write(reading, draft, on_text)
+        if self.relay and not sparse:
+            with self._decoder.lock, as_rag_errors("relay"):
+                self._answers.keep(reading.cache, plan.ids, written.tokens)
         first, ended = written.first - started, time.perf_counter() - started
         read = sparse.told(self._decoder.required.device) if sparse else None
         stats = stats_of(reading, len(plan.ids), written, first, ended, draft, read)
@@ -289,13 +297,22 @@ class LocalGenerator(Generator):
 
     def _complete(self, prompt: str, max_tokens: int) -> Iterator[str]:
         """The text so far, token by token, written greedily after `prompt` alone."""
-        _, tokenizer = self._loaded
-        ids = self._coder.asked(prompt)
-        check_room(self._loaded[0].config, len(ids), max_tokens, "Give it a shorter text")
         new: list[int] = []
-        for token in self._decoder.tokens(self._decoder.read(ids, max_tokens), max_tokens, temperature=0.0, seed=0):
+        for token in self._decoder.tokens(self._asked(prompt, max_tokens), max_tokens, temperature=0.0, seed=0):
             new.append(token)
-            yield str(tokenizer.decode(new, skip_special_tokens=True))
+            yield self._text(new)
+
+    def _asked(self, prompt: str, room: int) -> Reading:
+        if self.relay:
+            with self._decoder.lock, as_rag_errors("relay"):
+                if reading := self._answers.read(prompt, room):
+                    return reading
+        ids = self._coder.asked(prompt)
+        check_room(self._loaded[0].config, len(ids), room, "Give it a shorter text")
+        return self._decoder.read(ids, room)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._loaded[1].decode(ids, skip_special_tokens=True))
 
     def _coded_after(self, after: str) -> list[tuple[int, tuple[int, int] | None]]:
         start, end = self._template
@@ -316,10 +333,7 @@ class LocalGenerator(Generator):
         return self._written(tokens, on_text)
 
     def _written(self, tokens: TokenStream[int], on_text: Callable[[str], None] | None = None) -> Written:
-        _, tokenizer = self._loaded
-        return write(
-            tokens, lambda new: str(tokenizer.decode(new, skip_special_tokens=True)), stop=self.stop, on_text=on_text
-        )
+        return write(tokens, self._text, stop=self.stop, on_text=on_text)
 
     @cached_property
     def _template(self) -> tuple[str, str]:
@@ -358,6 +372,12 @@ class LocalGenerator(Generator):
 
         model, tokenizer = self._loaded
         return Decoder(model, stops=stop_ids(model, tokenizer), reuse=self.reuse, pool_bytes=self.pool_bytes)
+
+    @cached_property
+    def _answers(self) -> Answers:
+        from rag.generators._relay import Answers
+
+        return Answers(engine=self._decoder.required, coder=self._coder, max_bytes=self.pool_bytes)
 
     @cached_property
     def _chunk_kv(self) -> ChunkKv:

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +20,19 @@ from rag.jobs import Executor, Job, Outcome
 from rag.limits import Limits
 from rag.registry import build, catalogue
 
-NAMES = [name for name in catalogue("executor") if name != "ray"]
 IN_PROCESS = ("serial", "threads")
-EACH = [pytest.param(name, marks=() if name in IN_PROCESS else pytest.mark.slow) for name in NAMES]
-"""Starting processes takes its time; one law is checked on them in the fast suite too."""
+_ABSENT = pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install 'chunkwise[ray]')")
+
+
+def _marked(name: str, *slow: str) -> Any:
+    """Starting processes takes its time, and Ray takes seconds."""
+    marks = [pytest.mark.slow] * (name in slow) + [_ABSENT] * (name == "ray")
+    return pytest.param(name, marks=marks)
+
+
+NAMES = [_marked(name, "ray") for name in catalogue("executor")]
+EACH = [_marked(name, "ray", "processes") for name in catalogue("executor")]
+OUTSIDE = [_marked(name, "ray", "processes") for name in catalogue("executor") if name not in IN_PROCESS]
 SLOTS = {"chunker": {"use": "fixed", "max_tokens": 8}, "embedder": "hashing", "generator": "extractive"}
 
 
@@ -188,9 +199,10 @@ def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
         cache.cache_clear()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_PROCESS])
-def test_a_dead_worker_costs_one_file_at_most(name: str, tmp_path: Path, mortal: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_dead_worker_costs_one_file_at_most(
+    name: str, tmp_path: Path, mortal: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["one", "dies once", "two", "dies always", "three", "once more", "four"]
     paths = [tmp_path / f"{number}.txt" for number in range(len(words))]
     for path, text in zip(paths, words, strict=True):
@@ -199,7 +211,9 @@ def test_a_dead_worker_costs_one_file_at_most(name: str, tmp_path: Path, mortal:
     assert [outcome.document.text if outcome.document else "" for outcome in outcomes] == [
         "" if "always" in text else text for text in words
     ]
-    assert "ended the worker process twice (SIGKILL)" in outcomes[3].error
+    assert capsys.readouterr().out == "", "stdout is the caller's"
+    assert "ended the worker process twice (" in outcomes[3].error
+    assert ("SIGKILL" if name == "processes" else "ActorDiedError") in outcomes[3].error
     assert not outcomes[3].lasting
 
 
@@ -227,7 +241,7 @@ def test_a_chunker_put_in_by_hand_is_not_swapped_for_another(tmp_path: Path) -> 
         run("processes", [job(path) for path in texts(tmp_path, 1)], work)
 
 
-@pytest.mark.parametrize(("name", "workers"), [("threads", 0), ("threads", 999), ("processes", -1)])
+@pytest.mark.parametrize(("name", "workers"), [("threads", 0), ("threads", 999), ("processes", -1), ("ray", -1)])
 def test_worker_counts_are_checked(name: str, workers: int) -> None:
     with pytest.raises(ConfigError, match="workers"):
         build("executor", {"use": name, "workers": workers}, services={})

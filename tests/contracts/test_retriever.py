@@ -18,6 +18,7 @@ from rag.tokens import WordCounter
 from rag.types import Document, Hit
 from tests.corpora import MemoryCorpus, chunked, plugins_of, topic_corpus, topic_documents
 from tests.fakes import FakeGenerator, FakeModel, WithinEmbedder
+from tests.servers import chroma_server, postgres_server
 
 EMBEDDER = HashingEmbedder()
 PLUGINS = plugins_of("retrievers")
@@ -42,14 +43,41 @@ class PairModel:
         return [len(asked & said) / (len(asked | said) or 1) for asked, said in words]
 
 
-@pytest.fixture(scope="module", params=list(PLUGINS))
+NAMES = [
+    *PLUGINS,
+    pytest.param("pgvector with a graph"),
+    pytest.param("chroma-dense on a server", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chroma() -> Iterator[int]:
+    with chroma_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def retriever(request: pytest.FixtureRequest) -> Iterator[Any]:
-    embedder = WithinEmbedder() if request.param == "late-interaction" else EMBEDDER
+    name = request.param.partition(" ")[0]
+    embedder = WithinEmbedder() if name == "late-interaction" else EMBEDDER
     generator = FakeGenerator(model=CopyingModel(nats=None))
-    made = PLUGINS[request.param](embedder=embedder, counter=WordCounter(), generator=generator)
+    made = PLUGINS[name](embedder=embedder, counter=WordCounter(), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retrievers.cross_encoder.load_cross_encoder", lambda model: PairModel())
-        yield replace(made, model="words") if request.param == "cross-encoder" else made
+        if name == "pgvector":
+            patch.setenv("CHUNKWISE_PG_DSN", request.getfixturevalue("postgres"))
+        options = {
+            "cross-encoder": lambda: {"model": "words"},
+            "pgvector with a graph": lambda: {"index": "hnsw"},
+            "chroma-dense on a server": lambda: {"host": "127.0.0.1", "port": request.getfixturevalue("chroma")},
+        }.get(request.param, dict)
+        yield replace(made, **options())
 
 
 @pytest.fixture(scope="module")
