@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -69,9 +69,11 @@ def _wait(address: str, server: subprocess.Popen[bytes], seconds: float) -> None
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
-            with urlopen(address, timeout=2):  # noqa: S310  http to the loopback
-                return
-        except (URLError, OSError):
+            answered = HTTPConnection(urlsplit(address).netloc, timeout=2)
+            answered.request("GET", urlsplit(address).path or "/")
+            answered.getresponse().close()
+            return
+        except (HTTPException, OSError):
             time.sleep(0.2)
     raise RuntimeError(f"the app did not start within {seconds:.0f} s (exit code {server.poll()})")
 
