@@ -26,7 +26,8 @@ def show(desk: Desk) -> None:
     found = sorted((path for pattern in LOOKED_AT for path in Path.cwd().glob(pattern)), key=_age, reverse=True)
     names = [str(path.relative_to(Path.cwd())) for path in found]
     picked = st.selectbox("Report", names, key="report") if names else None
-    typed = st.text_input("Or the path of a results.json" if names else "Path of a results.json", key="report-path").strip()
+    label = "Or the path of a results.json" if names else "Path of a results.json"
+    typed = st.text_input(label, key="report-path").strip()
     path = Path(typed or picked or "")
     make = command("rag", "eval", "run", "--dataset", "FOLDER", "--out", "report")
     if not (typed or picked):
