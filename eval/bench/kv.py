@@ -246,7 +246,7 @@ def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float =
         chosen.append(min(fits, key=lambda one: float(one["cost"]))["policy"] if fits else "all")
         others = [row for row in rows if _context(row) % 2 != half]
         if chosen[-1] == "all":
-            full = {"cost": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
+            full = {"cost": 1.0, "of_own": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
             judged += [{**row, **full} for row in others if row["policy"] == PREFIX_HIT]
         else:
             judged += [row for row in others if row["policy"] == chosen[-1]]

@@ -28,7 +28,7 @@ def attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, places: Tensor, s
     """
     _, heads, queries, width = query.shape
     kv_heads, slots = key.shape[1:3]
-    out = query.new_empty(1, queries, heads, width)
+    out = query.new_empty(1, queries, heads, value.shape[-1])
     columns, last = torch.arange(slots), places.tolist()
     grouped = (query[0] * scaling).reshape(kv_heads, heads // kv_heads, queries, width)
     keys, values = key[0].transpose(1, 2), value[0]
@@ -40,7 +40,7 @@ def attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, places: Tensor, s
         step = kv_heads if end <= _TOGETHER else 1
         heads_of = [slice(at, at + step) for at in range(0, kv_heads, step)]
         parts = [tile(grouped[own, :, start:stop], keys[own, :, :end], values[own, :end], unseen) for own in heads_of]
-        out[0, start:stop] = torch.cat(parts).reshape(heads, stop - start, width).transpose(0, 1)
+        out[0, start:stop] = torch.cat(parts).reshape(heads, stop - start, -1).transpose(0, 1)
     return out
 
 
@@ -52,7 +52,7 @@ def tile(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
     if unseen.shape[-1]:
         scores[..., -unseen.shape[-1] :].masked_fill_(unseen, -torch.inf)
     weights = scores.softmax(-1).view(heads, group * rows, -1)
-    return torch.bmm(weights, values).view(heads, group, rows, width)
+    return torch.bmm(weights, values).view(heads, group, rows, values.shape[-1])
 
 
 def _up(count: int) -> int:

@@ -117,8 +117,9 @@ def test_questions_share_contexts_and_a_run_goes_on_where_it_stopped(
     makes = monkeypatch.setattr(DonorMean, "block", lambda *_: pytest.fail("blocks are kept"))
     assert makes is None
     again = told()
-    cost_free = [{key: value for key, value in one.items() if key != "cost"} for one in again["policies"]]
-    assert cost_free == [{key: value for key, value in one.items() if key != "cost"} for one in part["policies"]]
+    costs = {"cost", "of_own"}
+    cost_free = [{key: value for key, value in one.items() if key not in costs} for one in again["policies"]]
+    assert cost_free == [{key: value for key, value in one.items() if key not in costs} for one in part["policies"]]
 
 
 def test_prompts_keep_their_size_and_donors_their_distance(loaded: Loaded, data: Path) -> None:
@@ -160,7 +161,7 @@ def test_without_data_the_sample_is_used(loaded: Loaded) -> None:
 def rows_of(figures: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
     zero = {"tokens": 9, "agreement": 1.0, "repaired": 0}
     return [
-        dict(zero, prompt=at, policy=name, cost=cost, kl=kl, first_kl=kl)
+        dict(zero, prompt=at, policy=name, cost=cost, of_own=cost, kl=kl, first_kl=kl)
         for name, (cost, kl) in figures.items()
         for at in range(4)
     ]
