@@ -34,6 +34,8 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     """No test reads the user's config or reaches for a model hub."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Streamlit's AppTest puts its script there and leaves it, and a process that is spawned later would run it
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     for name in list(os.environ):
         if name.startswith("RAG_"):
             monkeypatch.delenv(name)
