@@ -105,11 +105,18 @@ def settled(page: Page) -> None:
 
 def go(page: Page, title: str) -> None:
     """Opens a view by its link, the sidebar too where the page is narrow."""
+    from playwright.sync_api import TimeoutError as TooLate
+
     link = page.get_by_role("link", name=title, exact=True)
-    box = link.bounding_box() if link.count() else None
-    if box is None or box["x"] < 0:
-        page.get_by_test_id("stExpandSidebarButton").click()
-    link.click()
+    for _ in range(_TRIES):
+        box = link.bounding_box() if link.count() else None
+        try:
+            if box is None or box["x"] < 0:
+                page.get_by_test_id("stExpandSidebarButton").click(timeout=10_000)
+            link.click(timeout=10_000)
+            break
+        except TooLate:  # the sidebar slid away, or in, meanwhile
+            continue
     put_away = page.get_by_test_id("stSidebarCollapseButton").locator("button")
     if _width(page) < NARROW and put_away.count():  # it lies over the page
         put_away.first.click()
