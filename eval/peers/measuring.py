@@ -102,6 +102,7 @@ class _Steps:
         self._threads = threads
         self._folder = folder
         self._tell_all, self._title = tell, f"{dataset.name}, {contender.name}"
+        self._documents = len(dataset.texts)
         write_documents(dataset.texts, folder / "documents")
         questions = folder / "questions.json"
         questions.write_text(json.dumps([one.text for one in dataset.questions]), encoding="utf-8")
@@ -116,6 +117,8 @@ class _Steps:
         disk = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         found = self._run("search", store)
         entries = found["found"]["entries"]
+        if not entries:  # a mistake of this comparison sooner than of the framework
+            raise _StepError(f"ingest: none of {self._documents} documents is in the store")
         costs: dict[str, float | None] = {
             "start_cpu_seconds": first["imports"]["cpu_seconds"] + first["load"]["cpu_seconds"],
             "ingest_cpu_seconds": first["work"]["cpu_seconds"],

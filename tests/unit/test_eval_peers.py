@@ -37,7 +37,7 @@ def ingest(encoder, documents, store):
     if encoder.get("broken"): raise RuntimeError("out of paper")
     store.mkdir(parents=True, exist_ok=True)
     old = json.loads((store / "rows.json").read_text()) if (store / "rows.json").exists() else []
-    for path in sorted(documents.glob("*.txt")):
+    for path in sorted(documents.glob("*")):
         old += [[path.name, part] for part in path.read_bytes().decode().split("\\n\\n")]
         (store / "rows.json").write_text(json.dumps(old))
         while store.name == "killed" or time.process_time() < 0.5: pass
@@ -190,3 +190,11 @@ def test_every_peer_has_its_file() -> None:
     assert [one.name for one in field] == [OURS, *PEERS]
     assert all(one.module.is_file() for one in field)
     assert [one.role for one in field] == ["ours", *["peer"] * len(PEERS)]
+
+
+def test_a_framework_that_has_stored_nothing_has_failed_and_scores_no_zeros(tmp_path: Path) -> None:
+    nothing = fake(tmp_path)
+    nothing.module.write_text(FAKE.replace("old += ", "_ = "), encoding="utf-8")
+    found = measured(nothing, tmp_path / "cache", [])
+    assert found.failed is not None
+    assert "none of 2 documents" in found.failed

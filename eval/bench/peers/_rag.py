@@ -4,7 +4,7 @@ Standard library only, and nothing of ours, so that it runs in the environment o
 `PACKAGES` (whose versions are reported), `MODULES` (imported first), `SETTINGS` (in words) and these functions:
 
     load(model, options) -> encoder               load the weights and embed one text, so that nothing stays lazy
-    ingest(encoder, documents, store)             folder of .txt -> durable store. The same call brings a store that is
+    ingest(encoder, documents, store)             folder of texts -> durable store. The same call brings a store that is
                                                   there up to date, as the framework's documentation says
     rows(encoder, store) -> [(document, text)]    all entries of the store, those of a document in reading order; the
                                                   place (document, start, end) where the framework keeps it exactly

@@ -33,7 +33,7 @@ def load(model: str, options: dict[str, Any]) -> Any:
 
 def ingest(encoder: Any, documents: Path, store: Path) -> None:
     shake = _open(encoder, store)
-    for path in sorted(documents.glob("*.txt")):
+    for path in sorted(documents.glob("*")):
         chunks = [chunk for chunk in encoder[1](path.read_bytes().decode()) if chunk.text.strip()]
         for chunk in chunks:
             chunk.metadata = {"source": path.name}

@@ -59,7 +59,7 @@ def ingest(encoder: Any, documents: Path, store: Path) -> None:
     from haystack.components.writers import DocumentWriter
 
     memory = _open(store)
-    texts = {path.name: path.read_bytes().decode() for path in sorted(documents.glob("*.txt"))}
+    texts = {path.name: path.read_bytes().decode() for path in sorted(documents.glob("*"))}
     hashes = {hashlib.sha256(f"{name}\0{text}".encode()).hexdigest(): name for name, text in texts.items()}
     missing = CacheChecker(memory, cache_field="hash").run(items=list(hashes))["misses"]
     if not missing:

@@ -64,7 +64,7 @@ def ingest(encoder: Any, documents: Path, store: Path) -> None:
         "chroma/documents", db_url=f"sqlite:///{store / 'records.sqlite'}"
     )
     records.create_schema()
-    files = sorted(documents.glob("*.txt"))
+    files = sorted(documents.glob("*"))
     for at in range(0, len(files), _DOCUMENTS):
         chunks = [chunk for path in files[at : at + _DOCUMENTS] for chunk in _chunks(encoder[1], path)]
         index(

@@ -49,7 +49,7 @@ def load(model: str, options: dict[str, Any]) -> Any:
 def ingest(encoder: Any, documents: Path, store: Path) -> None:
     from llama_index.core import Document, VectorStoreIndex
 
-    texts = [Document(text=path.read_bytes().decode(), id_=path.name) for path in sorted(documents.glob("*.txt"))]
+    texts = [Document(text=path.read_bytes().decode(), id_=path.name) for path in sorted(documents.glob("*"))]
     if _there(store):
         index = _open(encoder, store)
         if not any(index.refresh_ref_docs(texts)):

@@ -50,7 +50,7 @@ def ingest(encoder: Any, documents: Path, store: Path) -> None:
     index = _open(encoder, store)
     entries = [
         (f"{path.name}#{number:06}", text)
-        for path in sorted(documents.glob("*.txt"))
+        for path in sorted(documents.glob("*"))
         for number, text in enumerate(encoder[0](path.read_bytes().decode()))
         if text.strip()
     ]
