@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from rag.engine.attend import read_as_asked
 from rag.engine.cache import KvCache
 from rag.engine.errors import EngineError
+from rag.engine.tiles import faster_in_tiles
 
 __all__ = ["EngineModel"]
 
@@ -140,7 +141,7 @@ class EngineModel:
     @property
     def _tiles(self) -> bool:
         own = self.config._attn_implementation == "sdpa" and self._rotation[0] is not None
-        return own and self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return own and faster_in_tiles(self.device, self.dtype)
 
     def _places(self, slots: Sequence[int], tokens: int) -> Tensor:
         if len(slots) != tokens or any(b <= a for a, b in pairwise(slots)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rag.engine.attention._base import Kept, Step
-from rag.engine.tiles import ROWS, tile
+from rag.engine.tiles import ROWS, faster_in_tiles, tile
 
 __all__ = ["gather"]
 
@@ -58,8 +58,8 @@ def _block(step: Step, kept: Kept, at: int) -> Tensor:
 
 
 def in_tiles(step: Step) -> bool:
-    """Where products of bfloat16 are faster than torch's fused kernel, which a CPU runs at the pace of float32."""
-    return step.device.type == "cpu" and step.query.dtype == torch.bfloat16 and not step.query.requires_grad
+    """Whether its blocks are read in tiles, which learn nothing."""
+    return faster_in_tiles(step.device, step.query.dtype) and not step.query.requires_grad
 
 
 def _in_tiles(step: Step, kept: Kept, at: int) -> Tensor:
