@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rag.answer import Generation, GenerationStats
 from rag.errors import ConfigError
 from rag.generators._sentences import Sentence, context_sentences, documents_of
-from rag.generators._support import content_words, supports
+from rag.generators._support import content_words, leading_supports, supports
 from rag.prompt import NOT_FOUND
 from rag.protocols import Corpus, Embedder, Generator, TokenCounter, service
 from rag.types import CompressedContext, Span
@@ -59,7 +59,14 @@ class ExtractiveGenerator(Generator):
     ) -> Generation:
         started = time.perf_counter()
         found = [s for s in context_sentences(context, documents_of(context, corpus)) if not s.heading]
-        scores = self.scores(context.question, found)
+        scores = leading_supports(
+            context.question,
+            [s.in_context for s in found],
+            self.embedder,
+            self.lexical_weight,
+            floor=self.min_support,
+            within=self.keep_within,
+        )
         chosen = self._choose(found, scores)
         notes = {"support": round(max(scores, default=0.0), 4), "threshold": self.min_support}
         return _write(chosen, notes, started, on_text)
