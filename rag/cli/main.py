@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import about, asking, copies, indexing, serving, upkeep
+from rag.cli import about, asking, copies, documents, indexing, serving, upkeep
 from rag.cli import demo as demo_verb
 from rag.cli import mcp as mcp_verb
 from rag.errors import RagError
@@ -54,7 +54,9 @@ for verb, function in (
     ("chunk", indexing.chunk),
     ("search", asking.search),
     ("ask", asking.ask),
+    ("list", documents.list_documents),
     ("show", indexing.show),
+    ("remove", documents.remove),
     ("explain", asking.explain),
     ("stats", indexing.stats),
     ("serve", serving.serve),
