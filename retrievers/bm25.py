@@ -6,19 +6,8 @@ from dataclasses import dataclass
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Filter, Retriever, Searcher
-from rag.text import lexical_words
 from rag.types import Hit
-
-# The stop set of Lucene's EnglishAnalyzer, then the question words and auxiliaries that frame a question: those are
-# rare in documents, so that BM25 would take them for telling words.
-_STOP_WORDS = frozenset(
-    lexical_words(
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
-        "this to was will with "
-        "am can could did do does had has have how i me my our should us we were what when where which who whom whose "
-        "why would you your"
-    )
-)
+from retrievers._words import query_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +35,7 @@ class _Bm25Searcher(Searcher):
         self._max_words = max_words
 
     def search(self, question: str, k: int, where: Filter | None = None) -> list[Hit]:
-        words = _query_words(question)[: self._max_words]
+        words = query_words(question)[: self._max_words]
         if not words or k < 1 or not len(self._corpus):
             return []
         found = self._corpus.lexical(words, k, where)
@@ -58,9 +47,3 @@ class _Bm25Searcher(Searcher):
 
     def close(self) -> None:
         """Nothing is held open: the full-text index belongs to the store."""
-
-
-def _query_words(question: str) -> list[str]:
-    """Distinct words in order, without stop words when others remain."""
-    words = list(dict.fromkeys(lexical_words(question)))
-    return [word for word in words if word not in _STOP_WORDS] or words

@@ -30,7 +30,7 @@ class BridgeRetriever(Wrapper):
     """Searches, follows the names in the sentences of the best hits to the chunks that are about them, and merges.
 
     A chunk is about the title of its document, its heading and, where it opens its document or a section, the first
-    name in it (`retrievers._names`). Scores of the first round are divided by the best one; to what the question names,
+    name in it (`retrievers._names`). Scores of the first round are min-max scaled; to what the question names,
     `named` * (`rrf_k` + 1) / (`rrf_k` + place) is added, places by cosine. The best `seeds` hits are then read sentence
     by sentence. A link leads from a sentence to a chunk about something that the sentence says with capitals and the
     question does not; it is worth cos(question, sentence) + cos(question, chunk) + .3 for two words or more. The best
@@ -43,10 +43,11 @@ class BridgeRetriever(Wrapper):
 
     For questions over several documents. A selector that goes by sentences alone drops what links brought: use `top-k`,
     or `bubble` with a weight of 2 for the retriever and `linked` .5. Measured with MiniLM on development halves
-    (2026-11-22), share of questions with all evidence inside 800 tokens, top-k over `hybrid`, then top-k and that
-    bubble over this: hotpotqa_200 .788, .899, .929; 2wiki_164 .383, .778, .753. `weight`, `links`, `seeds` and those
-    settings were chosen on these questions. Much hangs on documents that are named after what they are about: when
-    titles are not followed, that bubble holds .838 (as over `hybrid`) and .605.
+    (2026-11-23), share of questions with all evidence inside 800 tokens, top-k over `hybrid`, then top-k and that
+    bubble over this: hotpotqa_200 (99 questions) .818, .919, .949; 2wiki_164 (81) .395, .852, .864. `weight`, `links`,
+    `seeds` and those settings were chosen on these questions, over `hybrid` with `fusion: rrf`. Much hangs on documents
+    that are named after what they are about: there, without following titles, that bubble fell from .929 to .838 (as
+    over `hybrid`) and from .753 to .605.
 
     Related: iterative retrieval for multi-hop questions (MDR, Xiong et al., arXiv 2009.12756; HippoRAG, Gutierrez et
     al., arXiv 2405.14831), here with one step, no training and no language model.
@@ -132,7 +133,7 @@ class _BridgeSearcher(WrappedSearcher):
     ) -> dict[str, float]:
         """Chunk id -> score of the first round, the best hit's being 1, after chunks that the question names rose."""
         one, names = self._retriever, names_in(question)
-        scores = _relative(first, one.rrf_k)
+        scores = _relative(first)
         if one.named and question.strip():
             self._look_up(names, chunks, where)
             cosines = self._cosines(list(chunks.values()), asked)
@@ -216,12 +217,10 @@ class _BridgeSearcher(WrappedSearcher):
         return sorted(worth, key=lambda chunk_id: -worth[chunk_id])[: self._retriever.links]
 
 
-def _relative(first: Sequence[Hit], rrf_k: int) -> dict[str, float]:
-    """Chunk id -> score over that of the best hit; by rank where scores are not above 0."""
+def _relative(first: Sequence[Hit]) -> dict[str, float]:
+    """Chunk id -> score from 0, the last hit, to 1, the best: whatever the scale of the retriever; equal ones are 1."""
     top, least = first[0].score, first[-1].score
-    if top > 0 and least >= 0:
-        return {hit.chunk.id: hit.score / top for hit in first}
-    return {hit.chunk.id: _share(hit.rank - 1, rrf_k) for hit in first}
+    return {hit.chunk.id: (hit.score - least) / (top - least) if top > least else 1.0 for hit in first}
 
 
 def _share(place: int, rrf_k: int) -> float:

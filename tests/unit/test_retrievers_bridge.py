@@ -10,8 +10,9 @@ import pytest
 
 from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError
+from rag.protocols import Corpus, Filter, Searcher
 from rag.tokens import WordCounter
-from rag.types import Chunk, Document
+from rag.types import Chunk, Document, Hit
 from retrievers._names import capitals_in, inside, mentions_in, names_in, parts_of, subjects_of
 from retrievers.bm25 import Bm25Retriever
 from retrievers.bridge import BridgeRetriever
@@ -50,6 +51,27 @@ def test_a_chunk_that_shares_no_word_with_the_question_is_reached_by_name(
     assert PERSON not in found(Bm25Retriever(), corpus, k=100)
     assert found(made(embedder=embedder), corpus, k=2) == [FILM, PERSON]
     assert PERSON not in found(made(embedder=embedder, links=0), corpus, k=100)
+
+
+def test_the_scale_of_the_first_round_does_not_matter(tmp_path: Path) -> None:
+    """Cosines, sums and logits alike: twice the scores less 40 is the same first round."""
+
+    class Moved(Searcher):
+        def __init__(self, inner: Searcher) -> None:
+            self.inner = inner
+
+        def search(self, question: str, k: int, where: Filter | None = None) -> list[Hit]:
+            return [replace(hit, score=2 * hit.score - 40) for hit in self.inner.search(question, k, where)]
+
+        def close(self) -> None:
+            self.inner.close()
+
+    class Scaled(Bm25Retriever):
+        def open(self, corpus: Corpus) -> Searcher:
+            return Moved(super().open(corpus))
+
+    corpus = corpus_of(tmp_path, [*NOISE, FILM, PERSON])
+    assert found(made(retriever=Scaled()), corpus, k=30) == found(made(), corpus, k=30)
 
 
 def test_a_bubble_gives_credit_to_what_a_link_reached(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Filter, Retriever, Searcher
 from rag.types import Hit
-from retrievers.bm25 import Bm25Retriever, _query_words
+from retrievers._words import query_words
+from retrievers.bm25 import Bm25Retriever
 from retrievers.hybrid import HybridRetriever
 from tests.corpora import MemoryCorpus, topic_corpus
 
@@ -67,12 +68,12 @@ def agree(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
 
 def test_reciprocal_rank_fusion_by_hand(corpus: MemoryCorpus) -> None:
     expected = [(1, 1 / 62 + 1 / 61), (3, 1 / 61 + 1 / 63), (5, 1 / 62), (2, 1 / 63)]
-    agree(fused(corpus), expected)
+    agree(fused(corpus, fusion="rrf"), expected)
 
 
 def test_weights_and_rrf_k_by_hand(corpus: MemoryCorpus) -> None:
     expected = [(3, 3 / 2 + 1 / 4), (1, 3 / 3 + 1 / 2), (2, 3 / 4), (5, 1 / 3)]
-    agree(fused(corpus, weights=(3.0, 1.0), rrf_k=1), expected)
+    agree(fused(corpus, fusion="rrf", weights=(3.0, 1.0), rrf_k=1), expected)
 
 
 def test_weighted_sum_by_hand(corpus: MemoryCorpus) -> None:
@@ -91,15 +92,15 @@ def test_ties_go_by_row(corpus: MemoryCorpus) -> None:
 
 
 def test_parts_tell_every_score_and_rank(corpus: MemoryCorpus) -> None:
-    hits = HybridRetriever(parts=(A, B)).open(corpus).search("?", 10)
-    assert hits[0].parts == {"a": 0.5, "a.rank": 2.0, "b": 12.0, "b.rank": 1.0, "rrf": hits[0].score}
-    assert set(hits[2].parts) == {"b", "b.rank", "rrf"}
+    hits = HybridRetriever(parts=(B, A), minima=(0.0, 0.0)).open(corpus).search("?", 10)
+    assert hits[0].parts == {"a": 0.5, "a.rank": 2.0, "b": 12.0, "b.rank": 1.0, "convex": hits[0].score}
+    assert set(hits[2].parts) == {"b", "b.rank", "convex"}
     assert {hit.retriever for hit in hits} == {"hybrid"}
 
 
 def test_two_parts_of_one_name_are_told_apart(corpus: MemoryCorpus) -> None:
     hits = HybridRetriever(parts=(A, A)).open(corpus).search("?", 1)
-    assert set(hits[0].parts) == {"a", "a.rank", "a#2", "a#2.rank", "rrf"}
+    assert set(hits[0].parts) == {"a", "a.rank", "a#2", "a#2.rank", "convex"}
 
 
 def test_check_asks_every_part(corpus: MemoryCorpus) -> None:
@@ -115,7 +116,8 @@ def test_check_asks_every_part(corpus: MemoryCorpus) -> None:
 
 def test_an_empty_part_changes_nothing(corpus: MemoryCorpus) -> None:
     silent = ListRetriever(name="s", found=())
-    assert fused(corpus, parts=(A, silent)) == fused(corpus, parts=(A,))
+    for fusion in ("convex", "weighted", "rrf"):
+        assert fused(corpus, parts=(A, silent), fusion=fusion) == fused(corpus, parts=(A,), fusion=fusion)
 
 
 def test_the_pool_bounds_what_parts_are_asked_for(corpus: MemoryCorpus) -> None:
@@ -159,6 +161,11 @@ def test_a_part_that_cannot_open_closes_the_others(corpus: MemoryCorpus) -> None
         {"parts": ()},
         {"parts": ("bm25",)},
         {"fusion": "max"},
+        {"alpha": 1.1},
+        {"alpha": -0.1},
+        {"alpha": float("nan")},
+        {"minima": (0.0,)},
+        {"minima": (0.0, float("-inf"))},
         {"weights": (1.0,)},
         {"weights": (0.0, 0.0)},
         {"weights": (-1.0, 2.0)},
@@ -173,9 +180,9 @@ def test_ranges(wrong: dict[str, Any]) -> None:
 
 
 def test_question_words() -> None:
-    assert _query_words("Who approves the travel, and the TRAVEL of whom?") == ["approves", "travel"]
-    assert _query_words("Who is it?") == ["who", "is", "it"]  # nothing else is left
-    assert _query_words("?!") == []
+    assert query_words("Who approves the travel, and the TRAVEL of whom?") == ["approves", "travel"]
+    assert query_words("Who is it?") == ["who", "is", "it"]  # nothing else is left
+    assert query_words("?!") == []
 
 
 def test_stop_words_do_not_pull_chunks_in(corpus: MemoryCorpus) -> None:
