@@ -1,21 +1,22 @@
 """Files -> documents -> chunks -> vectors -> store, one durable batch at a time.
 
-An executor reads, parses and cuts; everything that decides or writes happens here, in the order of the listing, so
-that any executor with any number of workers gives the same bytes. Batches are cut from the whole sorted listing,
-unchanged files included, so that a run that is resumed after a kill forms the very same batches as one that was never
-interrupted.
+An executor reads, parses, cuts, and embeds where it can; everything that decides or writes happens here, in the order
+of the listing, so that any executor with any number of workers gives the same bytes. Batches are cut from the whole
+sorted listing, unchanged files included, so that a run that is resumed after a kill forms the very same batches as one
+that was never interrupted.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rag.embedders._chunks import check_reads, embed_chunks
+from rag.embedders._chunks import check_reads
+from rag.executors._vectors import Embedded, VectorStage
 from rag.files import FileListing, FoundFile
 from rag.jobs import Job, Outcome
 from rag.limits import Limits
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from rag.jobs import Runner
     from rag.protocols import Chunker, Embedder, Vectors
     from rag.store.store import Store
-    from rag.types import Chunk
 
 __all__ = ["Failure", "IngestReport", "Ingestion", "NearDuplicate", "Progress", "cutting", "recipe"]
 
@@ -42,6 +42,11 @@ class _Batch:
     touched: list[FileRecord] = field(default_factory=list)
     broken: list[FileRecord] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
+    """Document id -> the origin that it had, which is among `removed`."""
+    source: str = ""
+    done: int = 0
+    bytes_done: int = 0
 
 
 @dataclass
@@ -108,6 +113,7 @@ class Ingestion:
         )
         self._listing, self._tally, self._batch = listing, _Tally(), _Batch()
         self._bytes_total = sum(found.size_bytes for found in listing.files)
+        self._vectors = VectorStage[_Batch](self.store, self.embedder, self.fingerprint, self.runner)
         self._asleep: list[tuple[FoundFile, str]] = []
         for source, error in listing.problems:
             self._tally.fail(source, error)
@@ -162,6 +168,7 @@ class Ingestion:
             self._take(plan, outcome)
             self._end(plan)
             self._settle(waiting)
+        self._commit_all(self._vectors.rest())
 
     def _settle(self, waiting: deque[Plan]) -> None:
         """Put those plans behind us that need no outcome and wait for none before them."""
@@ -182,6 +189,8 @@ class Ingestion:
             return
         if plan.moved_from:
             self._batch.removed.append(plan.moved_from)
+            if document:
+                self._batch.moved[document.id] = plan.moved_from
         if outcome.error:
             self._batch.broken.append(self._planner.record(plan, outcome.content_hash, error=outcome.error))
             self._tally.fail(plan.source, outcome.error)
@@ -244,52 +253,55 @@ class Ingestion:
         tally.bytes_done += plan.found.size_bytes
         if not plan.ends_batch:
             return
+        batch.source, batch.done, batch.bytes_done = plan.source, tally.done, tally.bytes_done
         self._batch = _Batch()
-        tally.embedded += self._commit(batch)
-        tally.documents += len(batch.entries)
-        tally.chunks += sum(len(entry.chunks) for entry in batch.entries)
-        if self.on_progress:
-            self.on_progress(self._progress(plan.source))
+        self._commit_all(self._vectors.put(batch, batch.entries))
 
-    def _progress(self, source: str) -> Progress:
+    def _commit_all(self, ready: Iterable[Embedded[_Batch]]) -> None:
+        """Make each batch durable before the next one is looked at."""
+        for one in ready:
+            self._commit(one.batch, one.vectors, one.lost)
+            self._tally.embedded += len(one.vectors)
+            self._tally.documents += len(one.batch.entries)
+            self._tally.chunks += sum(len(entry.chunks) for entry in one.batch.entries)
+            if self.on_progress:
+                self.on_progress(self._progress(one.batch))
+
+    def _progress(self, batch: _Batch) -> Progress:
         tally, seconds, total = self._tally, time.perf_counter() - self._started, len(self._listing.files)
-        left = max(0, self._bytes_total - tally.bytes_done)
+        left = max(0, self._bytes_total - batch.bytes_done)
         return Progress(
-            done=min(tally.done, total),
+            done=min(batch.done, total),
             total=total,
-            bytes_done=min(tally.bytes_done, self._bytes_total),
+            bytes_done=min(batch.bytes_done, self._bytes_total),
             bytes_total=self._bytes_total,
-            source=source,
+            source=batch.source,
             failed=len(tally.failed),
             seconds=round(seconds, 3),
             eta_seconds=round(seconds * left / tally.bytes_read, 1) if tally.bytes_read else None,
         )
 
-    def _commit(self, batch: _Batch) -> int:
-        """Embed what is new and make the batch durable; the number of texts embedded."""
-        texts = {entry.document.id: entry.document.text for entry in batch.entries}
-        vectors = self._embed([chunk for entry in batch.entries for chunk in entry.chunks], texts.__getitem__)
+    def _commit(self, batch: _Batch, vectors: Mapping[str, Vectors], lost: Mapping[str, str]) -> None:
+        """Make the batch durable, without the documents that could not be embedded."""
+        for entry in [entry for entry in batch.entries if entry.document.id in lost]:
+            self._tally.fail(entry.document.source, lost[entry.document.id])
+            batch.entries.remove(entry)
+            if entry.document.id in batch.moved:
+                batch.removed.remove(batch.moved[entry.document.id])
+            if self.twins:
+                self.twins.drop(entry.document.id)
         if self.fingerprint is not None:
             batch.entries = [_with_vectors(entry, vectors, self.fingerprint) for entry in batch.entries]
         if batch.entries or batch.touched or batch.broken:
             self.changed = True
             self.store.commit(entries=batch.entries, failed=batch.broken, touched=batch.touched, removed=batch.removed)
+        new = {entry.document.id for entry in batch.entries}
         if self.twins:
-            self.twins.commit()
+            self.twins.commit(new)
         if self.sentences:
-            new = {entry.document.id for entry in batch.entries}
             self._tally.sentences += keep_sentences(self.store, self.sentences, new)
-        return len(vectors)
-
-    def _embed(self, chunks: Sequence[Chunk], text_of: Callable[[str], str]) -> dict[str, Vectors]:
-        """Key -> vector of every content that the store does not hold yet."""
-        if self.embedder is None or self.fingerprint is None:
-            return {}
-        contents = {chunk.key: chunk for chunk in chunks}
-        known = self.store.known_vectors(self.fingerprint, list(contents))
-        return embed_chunks(self.embedder, [contents[key] for key in contents if key not in known], text_of)
 
 
-def _with_vectors(entry: Entry, vectors: dict[str, Vectors], fingerprint: str) -> Entry:
+def _with_vectors(entry: Entry, vectors: Mapping[str, Vectors], fingerprint: str) -> Entry:
     keys = sorted({chunk.key for chunk in entry.chunks} & vectors.keys())
     return replace(entry, vectors={key: vectors[key] for key in keys}, fingerprint=fingerprint)

@@ -1,16 +1,27 @@
-"""Reading many files: what an executor gets and gives back, and what it promises (tests/contracts/test_executor)."""
+"""Reading and embedding many files: what an executor gets and gives back, and what it promises.
+
+The promises are tests: tests/contracts/test_executor.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rag.errors import RagError
+
 if TYPE_CHECKING:
+    from rag.protocols import Vectors
     from rag.types import Chunk, Document
 
-__all__ = ["Executor", "Job", "Outcome", "Runner", "Work"]
+__all__ = ["Batch", "Executor", "Job", "Outcome", "Runner", "Work", "WorkerLostError"]
+
+
+class WorkerLostError(RagError):
+    """Worker processes ended over one and the same request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,17 @@ class Outcome:
     lasting: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Chunks of different contents that are embedded together; `texts` of the documents whose chunks have a surround.
+
+    Together, since an encoder may round otherwise when a text stands in other company.
+    """
+
+    chunks: tuple[Chunk, ...]
+    texts: Mapping[str, str]
+
+
 class Work(Protocol):
     """What an executor runs for every job. It is made anew in another process from `describe()`."""
 
@@ -56,6 +78,10 @@ class Work(Protocol):
     def run(self, job: Job) -> Outcome:
         """Never raises for the sake of one job, only when no job could succeed (ConfigError)."""
 
+    @abstractmethod
+    def embed(self, batch: Batch) -> Mapping[str, Vectors]:
+        """Key -> vector of every chunk, as the caller's embedder would make it; RagError when it cannot."""
+
     def close(self) -> None:
         """Give back child processes; calling twice is fine."""
 
@@ -70,6 +96,15 @@ class Runner(Protocol):
         Jobs are pulled in the caller's thread, only while few outcomes wait to be taken: a slow caller stops the
         reading. A worker that dies is replaced and its job tried once more, then the outcome is an error.
         """
+
+    @property
+    def embeds(self) -> int:
+        """How many batches `embed` keeps busy workers with; 0: the caller embeds."""
+        return 0
+
+    def embed(self, batch: Batch) -> Future[Mapping[str, Vectors]]:
+        """What `Work.embed` gives, from a worker, beside the run. WorkerLostError when two workers died over it."""
+        raise RagError("this executor leaves embedding to its caller: `embeds` is 0")
 
     def close(self) -> None:
         """End what was started, also in the middle of a run; calling twice is fine."""

@@ -164,6 +164,7 @@ class Pipeline:
             {slot: getattr(config, slot) for slot in ("chunker", "embedder", "generator")},
             limits=limits,
             cuts=name_cuts(self.chunker, counter),
+            vectors=embedder.fingerprint if embedder else "",
             signatures=twins is not None,
             chunker=lambda: self.chunker,
         )

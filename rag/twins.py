@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +29,8 @@ class Twin:
 class Twins:
     """Finds, for one document after the other, the most similar one among those that came before it.
 
-    What is committed is looked up in the store, so that nothing is loaded; the documents of the running batch are
-    held here. Documents whose file is gone do not count: they are about to be removed, or have moved.
+    What is committed is looked up in the store, so that nothing is loaded; the documents that wait for it are held
+    here. Documents whose file is gone do not count: they are about to be removed, or have moved.
     """
 
     def __init__(self, store: Store, threshold: float) -> None:
@@ -65,9 +66,10 @@ class Twins:
         self._replaced.add(doc_id)
         self._here.pop(doc_id, None)
 
-    def commit(self) -> None:
-        """What was added is in the store now."""
-        self._here.clear()
+    def commit(self, doc_ids: Iterable[str]) -> None:
+        """These are in the store now."""
+        for doc_id in doc_ids:
+            self._here.pop(doc_id, None)
 
     def is_there(self, doc_id: str) -> bool:
         """True while the document is in the store and its file exists."""

@@ -1,15 +1,79 @@
-"""Jobs and outcomes as frames of rag.parsers._frames: JSON and bytes, no pickle."""
+"""What goes to workers and comes back as frames of rag.parsers._frames: JSON and bytes, no pickle."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rag.jobs import Job, Outcome
+from rag.errors import ConfigError, InputError, MissingError, RagError
+from rag.jobs import Batch, Job, Outcome
 from rag.parsers._frames import document_frame, to_document
 from rag.types import Chunk, Document, Span
 
-__all__ = ["job_header", "outcome_frame", "to_job", "to_outcome"]
+if TYPE_CHECKING:
+    from rag.protocols import Vectors
+
+__all__ = [
+    "Frame",
+    "batch_header",
+    "job_header",
+    "outcome_frame",
+    "refusal",
+    "refuse",
+    "to_batch",
+    "to_job",
+    "to_outcome",
+    "to_vectors",
+    "vectors_frame",
+]
+
+Frame = tuple[dict[str, Any], bytes]
+_ERRORS: dict[int, type[RagError]] = {error.exit_code: error for error in (ConfigError, InputError, MissingError)}
+
+
+def refusal(error: RagError) -> Frame:
+    """What a worker answers when the whole run cannot go on."""
+    return {"fatal": str(error), "exit_code": error.exit_code}, b""
+
+
+def refuse(header: Mapping[str, Any]) -> None:
+    """Raise the error of a `refusal`; every other header passes."""
+    if "fatal" in header:
+        raise _ERRORS.get(header["exit_code"], RagError)(str(header["fatal"]))
+
+
+def batch_header(batch: Batch) -> dict[str, Any]:
+    """The batch as a header: of each chunk only what its vector depends on."""
+    rows = [
+        [chunk.doc_id, chunk.span.start, chunk.span.end, chunk.text, chunk.header, chunk.surround]
+        for chunk in batch.chunks
+    ]
+    return {"chunks": rows, "texts": dict(batch.texts)}
+
+
+def to_batch(header: Mapping[str, Any]) -> Batch:
+    """The inverse of `batch_header`; token counts stay behind."""
+    chunks = tuple(
+        Chunk(doc_id=doc_id, span=Span(start, end), text=text, token_count=0, header=head, surround=surround)
+        for doc_id, start, end, text, head, surround in header["chunks"]
+    )
+    return Batch(chunks=chunks, texts=header["texts"])
+
+
+def vectors_frame(vectors: Mapping[str, Vectors]) -> Frame:
+    """The keys as JSON, the rows as they are stored."""
+    from rag.vectors import to_blob
+
+    return {"keys": list(vectors)}, b"".join(to_blob(row) for row in vectors.values())
+
+
+def to_vectors(header: Mapping[str, Any], body: bytes) -> dict[str, Vectors]:
+    """The inverse of `vectors_frame`; ValueError when the rows are not as many as the keys."""
+    from rag.vectors import from_blob
+
+    keys: list[str] = header["keys"]
+    return dict(zip(keys, from_blob(body).reshape(len(keys), -1), strict=True)) if keys else {}
 
 
 def job_header(job: Job) -> dict[str, Any]:
@@ -17,12 +81,12 @@ def job_header(job: Job) -> dict[str, Any]:
     return asdict(job)
 
 
-def to_job(header: dict[str, Any]) -> Job:
+def to_job(header: Mapping[str, Any]) -> Job:
     """The inverse of `job_header`."""
     return Job(**header)
 
 
-def outcome_frame(outcome: Outcome) -> tuple[dict[str, Any], bytes]:
+def outcome_frame(outcome: Outcome) -> Frame:
     """The text travels once: chunks are spans of it."""
     header: dict[str, Any] = {
         "content_hash": outcome.content_hash,

@@ -1,19 +1,20 @@
-"""What runs on a Ray worker: one file after the other. Everything it gets and gives back is JSON text and bytes."""
+"""What runs on a Ray worker: one file, or one batch of chunks, after the other.
+
+Everything it gets and gives back is JSON text and bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 from rag.errors import RagError
-from rag.executors._frames import outcome_frame, to_job
-from rag.executors._work import FileWork
+from rag.executors._frames import Frame, refusal
+from rag.executors._work import FileWork, answer
 
 __all__ = ["Reply", "Worker"]
 
 Reply = tuple[str, bytes]
-"""A header in JSON and the text of the document; a header with "error" alone says that no job could succeed."""
+"""A frame of `rag.executors._frames`, its header as JSON text."""
 
 
 class Worker:
@@ -24,30 +25,21 @@ class Worker:
         self._work: FileWork | None = None
 
     def start(self) -> Reply:
-        """Build the chunker. An empty header says that jobs may come."""
-
-        def build() -> Reply:
+        """Build the chunker. An empty header says that requests may come."""
+        try:
             self._work = FileWork.from_dict(json.loads(self._described))
             _ = self._work.chunker
-            return "{}", b""
+        except RagError as error:
+            return _reply(refusal(error))
+        return _reply(({}, b""))
 
-        return _answer(build)
-
-    def run(self, job: str) -> Reply:
-        """The outcome of one job as a frame of `rag.executors._frames`."""
-
-        def read() -> Reply:
-            if self._work is None:
-                raise RagError("executor ray: a job came before the worker was started")
-            header, body = outcome_frame(self._work.run(to_job(json.loads(job))))
-            return json.dumps(header), body
-
-        return _answer(read)
+    def answer(self, verb: str, values: str) -> Reply:
+        """What the request asks for."""
+        if self._work is None:
+            return _reply(refusal(RagError("executor ray: a request came before the worker was started")))
+        return _reply(answer(self._work, verb, json.loads(values)))
 
 
-def _answer(make: Callable[[], Reply]) -> Reply:
-    try:
-        return make()
-    except RagError as error:
-        told: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code, "fatal": True}
-        return json.dumps(told), b""
+def _reply(frame: Frame) -> Reply:
+    header, body = frame
+    return json.dumps(header), body

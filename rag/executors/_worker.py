@@ -1,4 +1,4 @@
-"""The child process of the executor `processes`: one file after the other, as its parent asks.
+"""The child process of the executor `processes`: one file, or one batch of chunks, after the other.
 
 It ends when its stdin does, and also when its parent is killed while it works. Ctrl-C is the parent's business.
 """
@@ -13,13 +13,14 @@ import time
 from typing import BinaryIO
 
 from rag.errors import RagError
-from rag.executors._frames import outcome_frame, to_job
-from rag.executors._work import FileWork
+from rag.executors._frames import refusal
+from rag.executors._work import FileWork, answer
 from rag.parsers._frames import read_frame, write_frame
 
 __all__ = ["MAX_FRAME_BYTES", "serve"]
 
-MAX_FRAME_BYTES = 10_000_000
+MAX_FRAME_BYTES = 4_000_000_000
+"""A batch of chunks brings its text along."""
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """The first request describes the work, every other one is a job; each is answered, in order."""
+    """The first request describes the work, every other one is a `Request`; each is answered, in order."""
     first = read_frame(requests, max_bytes=MAX_FRAME_BYTES)
     if first is None:
         return
@@ -40,12 +41,12 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         work = FileWork.from_dict(first[0])
         _ = work.chunker  # a config that cannot be built is known before the first file is read
     except RagError as error:
-        write_frame(answers, {"error": str(error), "exit_code": error.exit_code}, b"")
+        write_frame(answers, *refusal(error))
         return
     write_frame(answers, {}, b"")
     try:
         while (frame := read_frame(requests, max_bytes=MAX_FRAME_BYTES)) is not None:
-            write_frame(answers, *outcome_frame(work.run(to_job(frame[0]))))
+            write_frame(answers, *answer(work, frame[0]["verb"], frame[0]["values"]))
     finally:
         work.close()
 

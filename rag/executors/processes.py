@@ -8,20 +8,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import LifoQueue
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from rag.errors import ConfigError, MissingError, RagError
-from rag.executors._frames import job_header, to_outcome
-from rag.executors._window import in_order
-from rag.jobs import Executor, Job, Outcome, Runner, Work
+from rag.errors import ConfigError, RagError
+from rag.executors._crew import Crew, Member, Request
+from rag.executors._frames import Frame, refuse
+from rag.jobs import Batch, Executor, Job, Outcome, Runner, Work
 from rag.parsers._frames import read_frame, write_frame
 
-_ERRORS: dict[int, type[RagError]] = {error.exit_code: error for error in (ConfigError, MissingError)}
+if TYPE_CHECKING:
+    from rag.protocols import Vectors
+
+T = TypeVar("T")
 _ANSWER_BYTES = 4_000_000_000
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -31,17 +33,19 @@ class ProcessesExecutor(Executor):
     """Several files at once in child processes, `workers` of them (0: one per usable core).
 
     A child is a fresh interpreter that is spoken to in JSON and bytes: nothing is pickled, the caller's script is
-    not run again. One that dies is replaced and its file tried once more.
+    not run again. One that dies is replaced and its file tried once more. With `embed` the chunks are embedded there
+    too, and every child that does loads the model; else the caller embeds.
     """
 
     workers: int = 0
+    embed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.workers <= 256:
             raise ConfigError(f"processes: workers must be between 0 (one per core) and 256, not {self.workers}")
 
     def open(self, work: Work) -> Runner:
-        return _ProcessesRunner(work, self.workers or usable_cores())
+        return _ProcessesRunner(work, self.workers or usable_cores(), self.embed)
 
 
 def usable_cores() -> int:
@@ -50,40 +54,27 @@ def usable_cores() -> int:
 
 
 class _ProcessesRunner(Runner):
-    """One thread per child drives it; the threads only wait."""
-
-    def __init__(self, work: Work, workers: int) -> None:
+    def __init__(self, work: Work, workers: int, embed: bool) -> None:
         work.close()  # nothing of it runs here
-        self._children = [_Child(work.describe(), workers) for _ in range(workers)]
-        self._free: LifoQueue[_Child] = LifoQueue()  # last in, first out: few jobs start few children
-        for child in reversed(self._children):
-            self._free.put(child)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rag-processes")
+        described = work.describe()
+        self._crew = Crew([_Child(described, workers) for _ in range(workers)], "rag-processes")
+        self._embed = embed
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        return in_order(jobs, self._submit, window=3 * len(self._children))
+        return self._crew.run(jobs)
+
+    @property
+    def embeds(self) -> int:
+        return len(self._crew) + 1 if self._embed else 0
+
+    def embed(self, batch: Batch) -> Future[Mapping[str, Vectors]]:
+        return self._crew.embed(batch)
 
     def close(self) -> None:
-        for child in self._children:
-            child.close()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _submit(self, job: Job) -> Future[Outcome]:
-        return self._pool.submit(self._run, job)
-
-    def _run(self, job: Job) -> Outcome:
-        child = self._free.get()
-        try:
-            for _ in range(2):
-                outcome = child.ask(job)
-                if outcome is not None:
-                    return outcome
-        finally:
-            self._free.put(child)
-        return Outcome(error=f"{job.source}: reading it ended the worker process twice ({child.fate})")
+        self._crew.close()
 
 
-class _Child:
+class _Child(Member):
     """A worker process that is started when first asked, and anew after it died."""
 
     def __init__(self, work: dict[str, Any], workers: int) -> None:
@@ -94,19 +85,19 @@ class _Child:
         self._closed = False
         self._turn = threading.Lock()  # starting and closing; never held while a file is read
 
-    def ask(self, job: Job) -> Outcome | None:
-        """The outcome; None when the process died over it."""
+    def ask(self, request: Request[T]) -> T | None:
         process = self._running()
         answer = None
         with contextlib.suppress(OSError, ValueError):  # a broken pipe, a garbled answer
-            frame = _exchange(process, job_header(job))
-            answer = None if frame is None else to_outcome(*frame)
+            frame = _exchange(process, {"verb": request.verb, "values": request.values})
+            if frame is not None:
+                refuse(frame[0])
+                answer = request.read(*frame)
         if answer is None:
             self._end(process)
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it does; later questions are refused."""
         with self._turn:
             self._closed = True
             process = self._process
@@ -123,12 +114,11 @@ class _Child:
         answer = None
         with contextlib.suppress(OSError, ValueError):
             answer = _exchange(process, self._work)
-        if answer is None or "error" in answer[0]:
+        if answer is None or "fatal" in answer[0]:
             self._end(process)
         if answer is None:
             raise RagError(f"executor processes: a worker process cannot be started ({self.fate})")
-        if "error" in answer[0]:
-            raise _ERRORS.get(answer[0].get("exit_code", 0), RagError)(str(answer[0]["error"]))
+        refuse(answer[0])
         return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -146,7 +136,7 @@ class _Child:
                 self._process = None
 
 
-def _exchange(process: subprocess.Popen[bytes], header: dict[str, Any]) -> tuple[dict[str, Any], bytes] | None:
+def _exchange(process: subprocess.Popen[bytes], header: dict[str, Any]) -> Frame | None:
     """Ask and wait for the answer; None when the process ended instead."""
     questions, answers = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
     write_frame(questions, header, b"")

@@ -1,25 +1,27 @@
-"""Ray (Moritz et al., arXiv 1712.05889): the per-file work on the cores of this machine or of a cluster."""
+"""Ray (Moritz et al., arXiv 1712.05889): reading, cutting and embedding on this machine or on a cluster."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
-from queue import LifoQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rag.errors import ConfigError, MissingError, RagError
-from rag.executors._frames import job_header, to_outcome
+from rag.errors import ConfigError, RagError
+from rag.executors._crew import Crew, Member, Request
+from rag.executors._frames import Frame, refuse
 from rag.executors._ray_cluster import Cluster, join
 from rag.executors._ray_worker import Worker
-from rag.executors._window import in_order
 from rag.executors.processes import usable_cores
-from rag.jobs import Executor, Job, Outcome, Runner, Work
+from rag.jobs import Batch, Executor, Job, Outcome, Runner, Work
 
-_ERRORS: dict[int, type[RagError]] = {error.exit_code: error for error in (ConfigError, MissingError)}
+if TYPE_CHECKING:
+    from rag.protocols import Vectors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,76 +32,66 @@ class RayExecutor(Executor):
     started it. With one ("auto", "HOST:6379", "ray://HOST:10001") the run joins that cluster; every node needs this
     package in the same version and the files under the same paths, and whoever may use the cluster may run code on it.
     An actor that dies, also with its whole node, is replaced and its file tried once more. Writing stays with the
-    caller.
+    caller; so does embedding without `embed` (for an embedder that is itself a service, say).
+
+    Deviations: the stages are actors, not operators of Ray Data. What is embedded depends on what the store holds and
+    on decisions that the writer makes in between, which Ray Data has no place for, and it neither says which row
+    killed its worker nor keeps close to a slow consumer.
     """
 
     workers: int = 0
     address: str | None = None
+    embed: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.workers <= 4096:
             raise ConfigError(f"ray: workers must be between 0 (one per CPU) and 4096, not {self.workers}")
 
     def open(self, work: Work) -> Runner:
-        return _RayRunner(work, self.workers, self.address or "")
+        return _RayRunner(work, self)
 
 
 class _RayRunner(Runner):
-    """One thread per actor drives it; the threads only wait."""
-
-    def __init__(self, work: Work, workers: int, address: str) -> None:
+    def __init__(self, work: Work, wanted: RayExecutor) -> None:
         work.close()  # nothing of it runs here
         self._described = json.dumps(work.describe())
-        self._wanted, self._address = workers, address
+        self._wanted = wanted
         self._cluster: Cluster | None = None
-        self._actors: list[_Actor] = []
-        self._free: LifoQueue[_Actor] = LifoQueue()  # last in, first out: few jobs start few actors
-        self._pool: ThreadPoolExecutor | None = None
+        self._crew: Crew | None = None
         self._closed = False
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         some = iter(jobs)
         first = next(some, None)
         if first is not None:  # Ray takes seconds to start
-            pool = self._start()
-            window = 3 * len(self._actors)
-            yield from in_order(chain([first], some), lambda job: pool.submit(self._run, job), window=window)
+            yield from self._start().run(chain([first], some))
+
+    @property
+    def embeds(self) -> int:
+        return len(self._crew or ()) + 1 if self._wanted.embed else 0
+
+    def embed(self, batch: Batch) -> Future[Mapping[str, Vectors]]:
+        return self._start().embed(batch)
 
     def close(self) -> None:
         self._closed = True
-        for actor in self._actors:
-            actor.close()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._crew is not None:
+            self._crew.close()
         if self._cluster is not None:
             self._cluster.leave()
             self._cluster = None
 
-    def _start(self) -> ThreadPoolExecutor:
+    def _start(self) -> Crew:
         if self._closed:
             raise RagError("executor ray: the runner was closed; open another one")
-        if self._pool is None:
-            self._cluster = join(self._address, self._wanted or usable_cores())
-            count = self._wanted or self._cluster.cpus
-            self._actors = [_Actor(self._cluster.ray, self._described) for _ in range(count)]
-            for actor in reversed(self._actors):
-                self._free.put(actor)
-            self._pool = ThreadPoolExecutor(count, thread_name_prefix="rag-ray")
-        return self._pool
-
-    def _run(self, job: Job) -> Outcome:
-        actor = self._free.get()
-        try:
-            for _ in range(2):
-                outcome = actor.ask(job)
-                if outcome is not None:
-                    return outcome
-        finally:
-            self._free.put(actor)
-        return Outcome(error=f"{job.source}: reading it ended the worker process twice ({actor.fate})")
+        if self._crew is None:
+            self._cluster = join(self._wanted.address or "", self._wanted.workers or usable_cores())
+            count = self._wanted.workers or self._cluster.cpus
+            self._crew = Crew([_Actor(self._cluster.ray, self._described) for _ in range(count)], "rag-ray")
+        return self._crew
 
 
-class _Actor:
+class _Actor(Member):
     """A Ray actor that is made when first asked, and anew after it died."""
 
     def __init__(self, ray: Any, described: str) -> None:
@@ -110,21 +102,18 @@ class _Actor:
         self._closed = False
         self._turn = threading.Lock()  # making and closing; never held while a file is read
 
-    def ask(self, job: Job) -> Outcome | None:
-        """The outcome; None when the actor died over it."""
+    def ask(self, request: Request[T]) -> T | None:
         if self._is_new():
             if (answer := self._call("start")) is None:
                 raise RagError(f"executor ray: a worker cannot be started ({self.fate})")
-            self._refuse(answer)
-        answer = self._call("run", json.dumps(job_header(job)))
+            refuse(answer[0])
+        answer = self._call("answer", request.verb, json.dumps(request.values))
         if answer is None:
             return None
-        self._refuse(answer)
-        header, body = answer
-        return to_outcome(header, body)
+        refuse(answer[0])
+        return request.read(*answer)
 
     def close(self) -> None:
-        """End the actor, whatever it does; later questions are refused."""
         with self._turn:
             self._closed = True
             handle, self._handle = self._handle, None
@@ -141,7 +130,7 @@ class _Actor:
             self._handle = kind.remote(self._described)
             return True
 
-    def _call(self, method: str, *arguments: str) -> tuple[dict[str, Any], bytes] | None:
+    def _call(self, method: str, *arguments: str) -> Frame | None:
         """The answer; None when the actor is gone, or raised what it should not, and is given up."""
         handle = self._handle
         if handle is None:
@@ -156,12 +145,6 @@ class _Actor:
                 self._handle = None
                 self._ray.kill(handle)
         return None
-
-    def _refuse(self, answer: tuple[dict[str, Any], bytes]) -> None:
-        """Raise what the worker says that no job could get past."""
-        told = answer[0]
-        if told.get("fatal"):
-            raise _ERRORS.get(told["exit_code"], RagError)(str(told["error"]))
 
 
 def _fate(error: Exception) -> str:

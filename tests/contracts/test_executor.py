@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,11 +13,12 @@ from typing import Any
 import pytest
 
 from rag import registry
-from rag.errors import ConfigError
+from rag.errors import ConfigError, RagError
 from rag.executors._work import FileWork
-from rag.jobs import Executor, Job, Outcome
+from rag.jobs import Batch, Executor, Job, Outcome
 from rag.limits import Limits
 from rag.registry import build, catalogue
+from tests.plugins import install
 
 IN_PROCESS = ("serial", "threads")
 _ABSENT = pytest.mark.skipif(find_spec("ray") is None, reason="not installed: ray (pip install 'chunkwise[ray]')")
@@ -33,18 +33,19 @@ def _marked(name: str, *slow: str) -> Any:
 NAMES = [_marked(name, "ray") for name in catalogue("executor")]
 EACH = [_marked(name, "ray", "processes") for name in catalogue("executor")]
 OUTSIDE = [_marked(name, "ray", "processes") for name in catalogue("executor") if name not in IN_PROCESS]
-SLOTS = {"chunker": {"use": "fixed", "max_tokens": 8}, "embedder": "hashing", "generator": "extractive"}
+SLOTS: dict[str, Any] = {"chunker": {"use": "fixed", "max_tokens": 8}, "embedder": "hashing", "generator": "extractive"}
 
 
 def make(name: str) -> Executor:
-    """The executor with two workers, where it has workers."""
+    """The executor with two workers, where it has workers, that embed, where they can."""
     known = [parameter.name for parameter in registry.describe("executor", name).parameters]
-    executor: Executor = build("executor", {"use": name, "workers": 2} if "workers" in known else name, services={})
+    wanted = {key: value for key, value in {"workers": 2, "embed": True}.items() if key in known}
+    executor: Executor = build("executor", {"use": name, **wanted}, services={})
     return executor
 
 
-def make_work(**slots: object) -> FileWork:
-    return FileWork({**SLOTS, **slots}, limits=Limits(), signatures=True)  # type: ignore[arg-type]
+def make_work(**slots: Any) -> FileWork:
+    return FileWork({**SLOTS, **slots}, limits=Limits(), signatures=True)
 
 
 def job(path: Path, **options: str) -> Job:
@@ -141,6 +142,32 @@ class TestLaws:
         with pytest.raises(ConfigError, match="999"):
             run(name, [job(path) for path in texts(tmp_path, 3)], work)
 
+    def test_workers_embed_what_the_caller_would(self, name: str, tmp_path: Path) -> None:
+        work = make_work(embedder={"use": "hashing", "buckets": 64})
+        outcomes = run("serial", [job(path) for path in texts(tmp_path, 9)])
+        chunks = {chunk.key: chunk for outcome in outcomes for chunk in outcome.chunks}
+        batch = Batch(chunks=tuple(chunks.values()), texts={})
+        with closing(make(name).open(work)) as runner:
+            if not runner.embeds:
+                with pytest.raises(RagError, match="leaves embedding to its caller"):
+                    runner.embed(batch)
+                return
+            made = [runner.embed(batch) for _ in range(3)]
+            made += [runner.embed(Batch(chunks=(), texts={}))]
+            expected = {key: row.tobytes() for key, row in work.embed(batch).items()}
+            assert len(expected) == len(chunks) > 9
+            for one in made[:3]:
+                assert {key: row.tobytes() for key, row in one.result().items()} == expected
+            assert made[3].result() == {}
+
+    def test_a_worker_with_another_embedder_is_refused(self, name: str, tmp_path: Path) -> None:
+        outcome = run("serial", [job(texts(tmp_path, 1)[0])])[0]
+        work = FileWork(SLOTS, limits=Limits(), vectors="hashing-77")
+        with closing(make(name).open(work)) as runner:
+            if runner.embeds:
+                with pytest.raises(ConfigError, match=r"'hashing-77'.*'hashing-512'.*embed: false"):
+                    runner.embed(Batch(chunks=outcome.chunks, texts={})).result()
+
     @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
     def test_closing_in_the_middle_leaves_nothing(self, name: str, tmp_path: Path) -> None:
         before = children()
@@ -181,22 +208,10 @@ class MortalChunker(Chunker):
 @pytest.fixture
 def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The spec of a third party's chunker, installed for this process and for its children."""
-    package = tmp_path / "site"
-    info = package / "mortal_chunker-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mortal-chunker\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[rag.chunker]\nmortal = mortal_chunker:MortalChunker\n")
-    (package / "mortal_chunker.py").write_text(CHUNKER)
-    monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setenv("PYTHONPATH", str(package))
     marks = tmp_path / "marks"
     marks.mkdir()
-    for cache in (registry._declared, registry.catalogue):
-        cache.cache_clear()
-    yield {"use": "mortal", "marks": str(marks)}
-    sys.modules.pop("mortal_chunker", None)
-    for cache in (registry._declared, registry.catalogue):
-        cache.cache_clear()
+    with install(tmp_path / "site", monkeypatch, "chunker", "mortal:MortalChunker", CHUNKER):
+        yield {"use": "mortal", "marks": str(marks)}
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
