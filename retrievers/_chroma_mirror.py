@@ -16,7 +16,7 @@ from rag.errors import RagError, missing_extra
 from retrievers._chroma_probe import is_sound
 
 if TYPE_CHECKING:
-    from rag.protocols import Corpus
+    from rag.protocols import Corpus, Vectors
 
 _Item = TypeVar("_Item")
 
@@ -24,6 +24,7 @@ MARKER = "chroma-mirror.digest"
 """Derived file of the corpus: the digest of all record ids of this generation. A mirror with these ids is in step."""
 
 _READ_AT_ONCE = 4096
+_VECTORS_AT_ONCE = 1000
 
 
 def chroma_settings() -> tuple[Any, Any]:
@@ -87,6 +88,27 @@ def mirror(client: Any, name: str, corpus: Corpus, fingerprint: str, digest: str
 def mirror_generation(client: Any, name: str, fingerprint: str) -> int:
     """The generation that the collection was last made equal to; 0 for a new one."""
     return int(_collection(client, name, fingerprint).metadata.get("generation", 0))
+
+
+def held(
+    client: Any, name: str, fingerprint: str, *, vectors: bool
+) -> Iterator[tuple[list[int], list[str], Vectors | None]]:
+    """(rows, record ids, vectors) of everything that the collection holds; nothing of one of another model."""
+    import numpy as np
+
+    if name not in {collection.name for collection in client.list_collections()}:
+        return
+    collection = client.get_collection(name, embedding_function=None)
+    if (collection.metadata or {}).get("fingerprint") != fingerprint:
+        return
+    ids = sorted(collection.get(include=[])["ids"], key=row_of)
+    for part in _batches(ids, _VECTORS_AT_ONCE):
+        matrix = None
+        if vectors:
+            found = collection.get(ids=part, include=["embeddings"])
+            vector_of = dict(zip(found["ids"], found["embeddings"], strict=True))
+            matrix = np.array([vector_of[record_id] for record_id in part], dtype=np.float32)
+        yield [row_of(record_id) for record_id in part], part, matrix
 
 
 def record_ids(corpus: Corpus) -> list[str]:

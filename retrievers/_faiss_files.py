@@ -116,6 +116,21 @@ def _parts(corpus: Corpus, rows: Rows) -> Iterator[tuple[Rows, Vectors]]:
         yield corpus.vectors(rows[at : at + _PART_ROWS].tolist())
 
 
+def held(opened: OpenIndex, *, vectors: bool) -> Iterator[tuple[list[int], None, Vectors | None]]:
+    """(rows, None, vectors) of what is searched: the file but for what is masked, and what stands beside it."""
+    import numpy as np
+
+    faiss, index = faiss_module(), opened.index
+    whole = vectors and hasattr(index, "id_map") and hasattr(faiss.downcast_index(index.index), "get_xb")
+    rows = faiss.vector_to_array(index.id_map) if whole else rows_in(index)
+    for at in range(0, len(rows), _PART_ROWS):
+        part = rows[at : at + _PART_ROWS]
+        known = ~np.isin(part, opened.gone)
+        matrix = faiss.downcast_index(index.index).reconstruct_n(at, len(part))[known] if whole else None
+        yield part[known].tolist(), None, matrix
+    yield opened.side.tolist(), None, opened.side_vectors
+
+
 def problems_of(corpus: Corpus, name: str, shape: Shape) -> list[str]:
     """Where the published file disagrees with the corpus: unreadable, wrong rows, wrong vectors."""
     import numpy as np

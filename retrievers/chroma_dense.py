@@ -16,10 +16,12 @@ from filelock import FileLock, Timeout
 
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Filter, Retriever, Searcher, service
-from rag.types import Hit
+from rag.types import Chunk, Hit
+from retrievers._audit import compare
 from retrievers._chroma_mirror import (
     MARKER,
     directory_client,
+    held,
     ids_digest,
     memory_client,
     mirror,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _SPARE = 4
 """Candidates asked for per wanted hit: Chroma searches an approximate graph, the exact cosine then orders them."""
 _LEAST = 50
+_TOLERANCE = 1e-6
+"""Chroma scales vectors to unit length once more."""
 _FOLDER, _LOCK = "chroma", "chroma.lock"
 
 
@@ -102,10 +106,29 @@ class ChromaDenseRetriever(Retriever):
         problems = disagreements(corpus, list(found["ids"]), record_ids(corpus), found["sample"])
         return [f"chroma-dense: the mirror {folder} {problem}. {cure}" for problem in problems]
 
+    def audit(self, corpus: Corpus, *, vectors: bool = True) -> tuple[int, list[str]]:
+        """(chunks that the mirror holds as the index does, what is wrong with the others); all of it is read back."""
+        if self.host:
+            with contextlib.closing(server_client(self.host, self.port)) as client:
+                return self._compared(client, f"{self.collection}-{_place(corpus)}", corpus, vectors)
+        folder = corpus.directory / _FOLDER
+        if not folder.is_dir():
+            return compare(corpus, (), _record_id)
+        with FileLock(corpus.directory / _LOCK):
+            with contextlib.closing(directory_client(folder)) as client:
+                found = self._compared(client, self.collection, corpus, vectors)
+            seal(folder)
+        return found
+
+    def _compared(self, client: Any, name: str, corpus: Corpus, vectors: bool) -> tuple[int, list[str]]:
+        parts = held(client, name, self.embedder.fingerprint, vectors=vectors)
+        return compare(corpus, parts, _record_id, tolerance=_TOLERANCE)
+
     def _open_on_server(self, corpus: Corpus, digest: str | None) -> Searcher:
-        place = hashlib.blake2b(str(corpus.directory.resolve()).encode(), digest_size=4).hexdigest()
         client = server_client(self.host, self.port)
-        collection, ids = mirror(client, f"{self.collection}-{place}", corpus, self.embedder.fingerprint, digest)
+        collection, ids = mirror(
+            client, f"{self.collection}-{_place(corpus)}", corpus, self.embedder.fingerprint, digest
+        )
         return _ChromaSearcher(self, corpus, collection, ids, client.close)
 
     def _open_in_directory(self, corpus: Corpus, digest: str) -> Searcher | None:
@@ -184,6 +207,14 @@ class _ChromaSearcher(Searcher):
         if self._collection is not None:
             self._collection = None
             self._close()
+
+
+def _place(corpus: Corpus) -> str:
+    return hashlib.blake2b(str(corpus.directory.resolve()).encode(), digest_size=4).hexdigest()
+
+
+def _record_id(row: int, chunk: Chunk) -> str:
+    return f"{row}:{chunk.key}"
 
 
 def _digest(corpus: Corpus) -> str | None:

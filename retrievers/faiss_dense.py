@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from rag.errors import ConfigError
 from rag.protocols import Corpus, Embedder, Filter, Retriever, Searcher, service
 from rag.types import Hit
+from retrievers._audit import compare
 from retrievers._dense import check_dimension, exact_best, to_hits
-from retrievers._faiss_files import OpenIndex, open_index, problems_of
+from retrievers._faiss_files import OpenIndex, held, open_index, problems_of
 from retrievers._faiss_kinds import FLAT_UNDER, Shape, faiss_module, only
 
 if TYPE_CHECKING:
@@ -72,6 +73,19 @@ class FaissDenseRetriever(Retriever):
             return []
         shape = self._shape(len(corpus))
         return problems_of(corpus, self._file_name(shape), shape)
+
+    def audit(self, corpus: Corpus, *, vectors: bool = True) -> tuple[int, list[str]]:
+        """(chunks that a search would find in the file or beside it, what is wrong with the others).
+
+        Vectors are compared where they are kept whole: not those in 8 bits, nor in an IVF file.
+        """
+        if not len(corpus):
+            return 0, []
+        shape = self._shape(len(corpus))
+        if not vectors and corpus.derived_of_any(self._file_name(shape)) is None:
+            return 0, [f"lacks {len(corpus)} chunks"]
+        opened = open_index(corpus, self._file_name(shape), shape)
+        return compare(corpus, held(opened, vectors=vectors), lambda row, chunk: "")
 
     def _shape(self, rows: int) -> Shape:
         kind = self.index if self.index != "auto" else "flat" if rows < FLAT_UNDER else "ivf-sq8"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rag.cli import about, asking, copies, documents, indexing, serving, upkeep
+from rag.cli import about, asking, copies, documents, indexing, moving, serving, upkeep
 from rag.cli import demo as demo_verb
 from rag.cli import mcp as mcp_verb
 from rag.errors import RagError
@@ -65,7 +65,7 @@ for verb, function in (
     ("repair", upkeep.repair),
     ("compact", upkeep.compact),
     ("rebuild", upkeep.rebuild),
-    ("migrate", upkeep.migrate),
+    ("migrate", moving.migrate),
     ("doctor", about.doctor),
     ("plugins", about.plugins),
 ):

@@ -44,6 +44,10 @@ def serve(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Requests that run at once.")] = 8,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones get 429.")] = 64,
+    tenant_share: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Share of these places that one tenant may have; then it gets 429."),
+    ] = 0.5,
     request_seconds: Annotated[float, typer.Option(min=0.1, help="Time of one request.")] = 120.0,
     receive_seconds: Annotated[float, typer.Option(min=0.1, help="Time for a client to send a request.")] = 15.0,
     drain_seconds: Annotated[float, typer.Option(min=0.1, help="Time for what runs when the server ends.")] = 20.0,
@@ -73,6 +77,7 @@ def serve(
     limits = ServerLimits(
         threads=threads,
         waiting=waiting,
+        tenant_share=tenant_share,
         request_seconds=request_seconds,
         receive_seconds=receive_seconds,
         drain_seconds=drain_seconds,
@@ -81,12 +86,14 @@ def serve(
     engine = Engine(index, _configs(index, config, pipeline or []), limits, Metrics())
     with listening_socket(host, port) as bound:
         if not quiet:
-            name = f"[{host}]" if ":" in host else host
-            about = "token needed" if known.required else "no token, this machine only"
-            print(
-                f"serving {index} at http://{name}:{bound.getsockname()[1]}/v1 ({about})", file=sys.stderr, flush=True
-            )
+            _announce(index, host, bound.getsockname()[1], known.required)
         listen(create_app(engine, known, version=__version__), bound, limits, access_log=bool(verbose))
+
+
+def _announce(index: Path, host: str, port: int, token_needed: bool) -> None:
+    name = f"[{host}]" if ":" in host else host
+    about = "token needed" if token_needed else "no token, this machine only"
+    print(f"serving {index} at http://{name}:{port}/v1 ({about})", file=sys.stderr, flush=True)
 
 
 def _configs(index: Path, config: Path | None, more: list[str]) -> dict[str, PipelineConfig]:

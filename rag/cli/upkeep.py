@@ -1,4 +1,4 @@
-"""Verbs about a whole index: verify, repair, compact, rebuild, migrate."""
+"""Verbs about a whole index: verify, repair, compact, rebuild."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rag.store.verify import VerifyReport
     from rag.upkeep import MendReport
 
-__all__ = ["compact", "migrate", "progress_bar", "rebuild", "repair", "size", "verify"]
+__all__ = ["busy", "compact", "progress_bar", "rebuild", "repair", "size", "verify"]
 
 WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to wait for another writer.")]
 
@@ -81,7 +81,7 @@ def repair(
     from rag.upkeep import mend
 
     set_verbosity(verbose)
-    with _busy("repairing", as_json or quiet):
+    with busy("repairing", as_json or quiet):
         done = mend(index, lambda manifest: _stored_pipeline(manifest, config), wait_seconds=wait)
         report = check(index)
         _check_with_models(index, config, 0, report)
@@ -105,7 +105,7 @@ def compact(
     from rag.store.compact import compact as run
 
     set_verbosity(verbose)
-    with _open_for_writing(index, wait) as store, _busy("compacting", as_json or quiet) as tell:
+    with _open_for_writing(index, wait) as store, busy("compacting", as_json or quiet) as tell:
         report = run(store, on_step=tell)
     if as_json:
         print_json(report.to_dict())
@@ -160,32 +160,6 @@ def rebuild(
         )
 
 
-def migrate(
-    index: IndexOption = DEFAULT_INDEX,
-    keep_old: Annotated[
-        bool, typer.Option("--snapshot/--no-snapshot", help="Keep the old state as a snapshot.")
-    ] = True,
-    wait: WaitOption = 0.0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
-) -> None:
-    """Bring an index of an older version of Chunkwise to the format of this one, in place, in one step."""
-    from rag.store.migrate import migrate as run
-
-    set_verbosity(verbose)
-    with _busy("migrating", as_json or quiet):
-        report = run(index, keep_old=keep_old, wait_seconds=wait)
-    if as_json:
-        print_json(report.to_dict())
-    elif not quiet:
-        if report.before == report.after:
-            console().print(f"{index} has format {report.after}, the newest: nothing to do", markup=False)
-        else:
-            kept = f"; the old state is the snapshot {report.snapshot}" if report.snapshot else ""
-            console().print(f"{index}: format {report.before} -> {report.after}{kept}", markup=False)
-
-
 # ---------------------------------------------------------------------- helpers
 
 
@@ -204,7 +178,7 @@ def progress_bar(title: str, *, silent: bool) -> Iterator[Callable[[int, int, st
 
 
 @contextmanager
-def _busy(title: str, silent: bool) -> Iterator[Callable[[str], None]]:
+def busy(title: str, silent: bool) -> Iterator[Callable[[str], None]]:
     """A spinner on a terminal, with a function that says which step it is."""
     if silent or not sys.stderr.isatty():
         yield lambda step: None

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rag.protocols import Embedder, TokenCounter
+from rag.protocols import Embedder
+from rag.spans.around import AroundEmbedder
 
 if TYPE_CHECKING:
     from rag.protocols import Vectors
@@ -83,7 +84,7 @@ class Batches(Generic[Item, Made]):
                 slot.error = slot.error or error
 
 
-class BatchedQuestions(Embedder):
+class BatchedQuestions(AroundEmbedder):
     """An embedder whose questions, asked by several threads at once, are encoded together; all else is the inner one.
 
     Questions go together where the model embeds a question as it embeds a text, which is tried once; a model with a
@@ -92,38 +93,8 @@ class BatchedQuestions(Embedder):
 
     def __init__(self, inner: Embedder, *, most: int = 32, sizes: Callable[[int], object] = lambda size: None) -> None:
         self.inner = inner
-        self.matches_meaning = inner.matches_meaning  # type: ignore[misc]  # of the class there, of the model here
         self._together: bool | None = None
         self._questions: Batches[str, Vectors] = Batches(self._embed_questions, most=most, sizes=sizes)
-
-    @property
-    def light(self) -> Embedder:
-        return self.inner.light
-
-    @property
-    def dimension(self) -> int:
-        return self.inner.dimension
-
-    @property
-    def counter(self) -> TokenCounter:
-        return self.inner.counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    def agrees_with(self, fingerprint: str) -> bool:
-        return self.inner.agrees_with(fingerprint)
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        return self.inner.embed(texts)
-
-    @property
-    def reads_within(self) -> bool:
-        return self.inner.reads_within
-
-    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
-        return self.inner.embed_within(pieces)
 
     def embed_question(self, text: str) -> Vectors:
         return self._questions(text)

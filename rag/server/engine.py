@@ -25,6 +25,7 @@ from rag.server.batching import BatchedQuestions, Batches
 from rag.server.held import HeldIndex, ServedIndex, TenantIndex
 from rag.server.limits import Gate, ServerLimits
 from rag.server.metrics import Metrics
+from rag.server.turns import Job, Turns
 from rag.store.runs import copy_runs
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Engine:
         self.is_ready = False
         self.failure = ""
         self.started_at = int(time.time())
+        self._turns = Turns()
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="rag-serve")
         metrics.inside.set_function(lambda: self.gate.inside)
         metrics.generation.set_function(lambda: self.held.generation)
@@ -183,9 +185,9 @@ class Engine:
                 _log.warning("the index cannot be read anew, the snapshot of before is served: %s", error)
             self.failure = str(error)
 
-    async def run(self, work: Callable[[ServedIndex], Made], job: AskJob | None = None) -> Made:
+    async def run(self, work: Callable[[ServedIndex], Made], caller: Caller, job: AskJob | None = None) -> Made:
         """What `work` gives, done in the pool; Busy when there is no room, TimeoutError when it takes too long."""
-        future = self.submit(work)
+        future = self.submit(work, caller)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self.limits.request_seconds)
         except (TimeoutError, asyncio.CancelledError):
@@ -193,23 +195,23 @@ class Engine:
                 job.cancel()
             raise
 
-    def submit(self, work: Callable[[ServedIndex], Made]) -> asyncio.Future[Made]:
-        """Admit one request, or raise Busy; its place is free again when its thread is."""
-        self.gate.enter()
+    def submit(self, work: Callable[[ServedIndex], Made], caller: Caller) -> asyncio.Future[Made]:
+        """Admit one request of this caller, or raise Busy; its place is free again when its thread is."""
+        self.gate.enter(caller.tenant)
         started = time.perf_counter()
 
         def lent() -> Made:
-            try:
-                with self.held.lend() as index:
-                    return work(index)
-            finally:
-                self.gate.leave(time.perf_counter() - started)
+            with self.held.lend() as index:
+                return work(index)
 
+        job = Job(lent, lambda: self.gate.leave(time.perf_counter() - started, caller.tenant))
+        self._turns.put(caller.tenant, job)
         try:
-            future = asyncio.wrap_future(self._pool.submit(lent))
+            self._pool.submit(self._turns.run_next)
         except RuntimeError:  # the pool takes nothing any more: the server is going down
-            self.gate.leave(0.0)
+            self._turns.clear()
             raise
+        future: asyncio.Future[Made] = asyncio.wrap_future(job.future)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even when nobody waits
         return future
 
@@ -268,6 +270,7 @@ class Engine:
         """Take nothing more and wait for what runs, `drain_seconds` at most; False when something still runs."""
         self.is_ready = False
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._turns.clear()
         end = time.monotonic() + self.limits.drain_seconds
         while self.gate.inside and time.monotonic() < end:
             time.sleep(0.02)

@@ -37,7 +37,7 @@ async def chat(asked: ChatRequest, request: Request) -> Response:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return StreamingResponse(events(shape, first, pieces, usage), media_type="text/event-stream")
     job = AskJob(caller, question)
-    answer = await engine.run(lambda index: engine.ask(index, model, job), job)
+    answer = await engine.run(lambda index: engine.ask(index, model, job), job.caller, job)
     return JSONResponse(_completion(shape, answer))
 
 
@@ -85,7 +85,7 @@ async def embeddings(asked: EmbeddingsRequest, request: Request) -> JSONResponse
     if asked.dimensions not in (None, dimension):
         raise ApiError(400, f"this model has {dimension} dimensions, and no others", param="dimensions")
     tokens, vectors = await engine.run(
-        lambda _: (_counted(pipeline.embedder.counter, texts), pipeline.embed_texts(texts))
+        lambda _: (_counted(pipeline.embedder.counter, texts), pipeline.embed_texts(texts)), caller_of(request)
     )
     as_text = asked.encoding_format == "base64"
     data = [

@@ -42,7 +42,7 @@ async def search(asked: SearchRequest, request: Request) -> JSONResponse:
         hits = engine.search(index, caller, model, question, asked.k, asked.where)
         return {"hits": [_hit(index, hit) for hit in hits], "generation": index.corpus.generation}
 
-    found = await engine.run(work)
+    found = await engine.run(work, caller)
     return JSONResponse({**found, "seconds": time.perf_counter() - started})
 
 
@@ -54,7 +54,7 @@ async def documents(
 ) -> JSONResponse:
     """Documents inside of the caller's scope, in reading order; `total` counts them all."""
     engine, caller = engine_of(request), caller_of(request)
-    found = await engine.run(lambda index: index.store.documents(caller.where))
+    found = await engine.run(lambda index: index.store.documents(caller.where), caller)
     names = ("id", "source", "title", "chunks", "chars")
     rows = [{name: getattr(one, name) for name in names} for one in found[offset : offset + limit]]
     return JSONResponse({"documents": rows, "total": len(found), "limit": limit, "offset": offset})
@@ -71,7 +71,7 @@ async def document(doc_id: str, request: Request) -> JSONResponse:
         found = index.corpus.document(doc_id)
         return {"id": found.id, "source": found.source, "title": found.title, "text": found.text}
 
-    return JSONResponse(await engine.run(work))
+    return JSONResponse(await engine.run(work, caller))
 
 
 @router.get("/chunks/{chunk_id}", summary="One chunk")
@@ -91,7 +91,7 @@ async def chunk(chunk_id: str, request: Request) -> JSONResponse:
         before, after = (ids[0] if ids else None for ids in around)
         return {**_chunk(index, index.corpus.chunks(row)[0]), "before": before, "after": after}
 
-    return JSONResponse(await engine.run(work))
+    return JSONResponse(await engine.run(work, caller))
 
 
 @router.get("/explain/{run_id}", summary="Why an answer came about")
@@ -111,7 +111,7 @@ async def explain(run_id: str, request: Request) -> JSONResponse:
         told = run if caller.is_operator else {key: value for key, value in run.items() if key != "config"}
         return {**told, "ledger": ledger(run), "totals": totals(run)}
 
-    return JSONResponse(await engine.run(work))
+    return JSONResponse(await engine.run(work, caller))
 
 
 def _check_filter(caller: Caller, where: Mapping[str, Any] | None) -> None:

@@ -54,7 +54,7 @@ async def pieces_of(engine: Engine, model: str, caller: Caller, question: str) -
         loop.call_soon_threadsafe(queue.put_nowait, text)
 
     job = AskJob(caller, question, hand_over)
-    engine.submit(lambda index: engine.ask(index, model, job)).add_done_callback(queue.put_nowait)
+    engine.submit(lambda index: engine.ask(index, model, job), caller).add_done_callback(queue.put_nowait)
     end = loop.time() + engine.limits.request_seconds
     try:
         while True:

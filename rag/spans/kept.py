@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rag.protocols import Embedder, TokenCounter
+from rag.spans.around import AroundEmbedder
 
 if TYPE_CHECKING:
     from rag.protocols import Vectors
@@ -33,14 +34,13 @@ class KeptCounter(TokenCounter):
         return self._offsets[text]
 
 
-class KeptEmbedder(Embedder):
+class KeptEmbedder(AroundEmbedder):
     """The same embedder; a text that it has seen is not embedded again. `texts` counts those that were."""
 
     def __init__(self, inner: Embedder, counter: TokenCounter | None = None) -> None:
-        self._inner = inner
+        self.inner = inner
         self._counter = counter or inner.counter
         self._rows: dict[str, Any] = {}
-        self.matches_meaning = inner.matches_meaning  # type: ignore[misc]  # a constant of the class there
 
     @property
     def texts(self) -> int:
@@ -48,40 +48,15 @@ class KeptEmbedder(Embedder):
         return len(self._rows)
 
     @property
-    def light(self) -> Embedder:
-        return self._inner.light
-
-    @property
-    def dimension(self) -> int:
-        return self._inner.dimension
-
-    @property
     def counter(self) -> TokenCounter:
         return self._counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self._inner.fingerprint
-
-    def agrees_with(self, fingerprint: str) -> bool:
-        return self._inner.agrees_with(fingerprint)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         import numpy as np
 
         fresh = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if fresh:
-            self._rows.update(zip(fresh, self._inner.embed(fresh), strict=True))
+            self._rows.update(zip(fresh, self.inner.embed(fresh), strict=True))
         if not texts:
-            return self._inner.embed([])
+            return self.inner.embed([])
         return np.stack([self._rows[text] for text in texts])
-
-    @property
-    def reads_within(self) -> bool:
-        return self._inner.reads_within
-
-    def embed_within(self, pieces: Sequence[tuple[str, int, int]]) -> Vectors:
-        return self._inner.embed_within(pieces)
-
-    def embed_question(self, text: str) -> Vectors:
-        return self._inner.embed_question(text)

@@ -18,7 +18,6 @@ from rag.tokens import WordCounter
 from rag.types import Document, Hit
 from tests.corpora import MemoryCorpus, chunked, plugins_of, topic_corpus, topic_documents
 from tests.fakes import FakeGenerator, FakeModel, WithinEmbedder
-from tests.servers import chroma_server, postgres_server
 
 EMBEDDER = HashingEmbedder()
 PLUGINS = plugins_of("retrievers")
@@ -46,20 +45,10 @@ class PairModel:
 NAMES = [
     *PLUGINS,
     pytest.param("pgvector with a graph"),
+    pytest.param("pgvector by words"),
+    pytest.param("pgvector by words and vectors"),
     pytest.param("chroma-dense on a server", marks=pytest.mark.slow),
 ]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with postgres_server() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chroma() -> Iterator[int]:
-    with chroma_server() as port:
-        yield port
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -75,6 +64,8 @@ def retriever(request: pytest.FixtureRequest) -> Iterator[Any]:
         options = {
             "cross-encoder": lambda: {"model": "words"},
             "pgvector with a graph": lambda: {"index": "hnsw"},
+            "pgvector by words": lambda: {"mode": "text"},
+            "pgvector by words and vectors": lambda: {"mode": "hybrid"},
             "chroma-dense on a server": lambda: {"host": "127.0.0.1", "port": request.getfixturevalue("chroma")},
         }.get(request.param, dict)
         yield replace(made, **options())

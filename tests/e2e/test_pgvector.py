@@ -16,8 +16,9 @@ from rag.embedders.hashing import HashingEmbedder
 from rag.errors import ConfigError, RagError
 from rag.protocols import Corpus
 from rag.types import Document
-from retrievers import _pg_link, _pg_mirror, pgvector
+from retrievers import _pg_link, _pg_mirror
 from retrievers._pg_mirror import Mirror
+from retrievers._pg_search import PgSearcher
 from retrievers.pgvector import PgvectorRetriever
 from tests.corpora import MemoryCorpus, topic_corpus, topic_documents
 from tests.servers import postgres_server
@@ -43,14 +44,14 @@ def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """How many rows PostgreSQL gave for each query; None where the table had moved on."""
     log: list[int | None] = []
-    real = pgvector._PgSearcher._query
+    real = PgSearcher._query
 
-    def spy(self: Any, *given: Any) -> list[int] | None:
+    def spy(self: PgSearcher, *given: Any) -> list[Any] | None:
         found = real(self, *given)
         log.append(None if found is None else len(found))
         return found
 
-    monkeypatch.setattr(pgvector._PgSearcher, "_query", spy)
+    monkeypatch.setattr(PgSearcher, "_query", spy)
     return log
 
 
@@ -137,32 +138,40 @@ def test_an_older_view_is_searched_in_the_store(tmp_path: Path, written: list[in
     assert RETRIEVER.check(new) == []
 
 
+@pytest.mark.parametrize("death", ["interrupt", "connection"])
+@pytest.mark.parametrize("is_new", [True, False])
 def test_a_writer_that_dies_leaves_nothing_that_is_trusted(
-    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch, asked: list[int | None]
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch, asked: list[int | None], is_new: bool, death: str
 ) -> None:
+    """A new table is filled further by the next writer; of a table that is searched, the old generation stays."""
     monkeypatch.setattr(_pg_mirror, "_BATCH", 8)
     documents = topic_documents()
-    first = topic_corpus(tmp_path, EMBEDDER, documents[:1])
+    first = topic_corpus(tmp_path, EMBEDDER, [] if is_new else documents[:1])
     searcher = RETRIEVER.open(first)
     second = topic_corpus(tmp_path, EMBEDDER, documents, generation=2)
     real = Mirror._write
     batches: list[int] = []
 
     def dies(self: Mirror, connection: Any, records: Any) -> None:
-        if len(batches) == 2:
+        if len(batches) == 2 and death == "interrupt":
             raise KeyboardInterrupt
+        if len(batches) == 2:
+            sql(address, "SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
         batches.append(len(records))
         real(self, connection, records)
 
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "_write", dies)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt if death == "interrupt" else RagError):
             RETRIEVER.open(second)
     name = RETRIEVER._mirror(second).name
-    assert sql(address, "SELECT digest FROM chunkwise.mirrors WHERE name = %s", name) == [("",)]
-    assert [(hit.chunk.id, hit.score) for hit in searcher.search(QUESTION, 5)] == truth(first)
+    if is_new:
+        assert sql(address, "SELECT digest FROM chunkwise.mirrors WHERE name = %s", name) == [("",)]
+        assert sql(address, f"SELECT count(*) FROM chunkwise.{name}") == [(16,)]
+    else:
+        assert [(hit.chunk.id, hit.score) for hit in searcher.search(QUESTION, 5)] == truth(first)
+        assert asked == [5], "PostgreSQL still has the generation before, whole"
     searcher.close()
-    assert asked == [None]
     assert search(RETRIEVER, second) == truth(second), "and the lock of the dead is free"
     assert sql(address, f"SELECT count(*), count(DISTINCT row) FROM chunkwise.{name}") == [(25, 25)]
 

@@ -12,7 +12,7 @@ from rag import Pipeline, PipelineConfig
 from rag.embedders.hashing import HashingEmbedder
 from rag.protocols import Corpus
 from rag.store.store import Store
-from retrievers import pgvector
+from retrievers import _pg_search
 from retrievers._dense import exact_best
 from retrievers._pg_filter import compile_filter
 from retrievers.pgvector import PgvectorRetriever
@@ -85,7 +85,7 @@ def _only_given(stored: Corpus) -> Any:
 def test_filters_mean_what_the_store_means(
     stored: Corpus, where: dict[str, Any], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgvector, "exact_best", _only_given(stored))
+    monkeypatch.setattr(_pg_search, "exact_best", _only_given(stored))
     assert compile_filter(where) is not None
     retriever = PgvectorRetriever(embedder=HashingEmbedder(), dsn=server)
     with closing(retriever.open(stored)) as searcher:

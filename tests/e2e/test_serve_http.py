@@ -401,8 +401,8 @@ def test_beyond_its_limit_the_server_says_when_to_come_again(server: Running, sl
     """Two run, two wait, the fifth is refused at once; health stays good; all four get their answers."""
     got: list[httpx.Response] = []
     threads = [
-        threading.Thread(target=lambda: got.append(server.post("/search", {"question": question("travel")}, "acme")))
-        for _ in range(4)
+        threading.Thread(target=lambda who=who: got.append(server.post("/search", {"question": "travel"}, who)))
+        for who in ("acme", "globex", "acme", "operator")
     ]
     for thread in threads:
         thread.start()
@@ -419,6 +419,34 @@ def test_beyond_its_limit_the_server_says_when_to_come_again(server: Running, sl
         thread.join(30)
     assert [answer.status_code for answer in got] == [200] * 4
     until(lambda: server.engine.gate.inside == 0, "nobody is inside")
+
+
+def test_a_tenant_that_floods_is_refused_and_the_others_are_not(server: Running, slow: threading.Event) -> None:
+    """Of four places a tenant has two: 18 of its 20 requests get 429, both of the other tenant are answered."""
+    got: list[tuple[str, httpx.Response]] = []
+
+    def ask(who: str) -> None:
+        got.append((who, server.post("/search", {"question": question("travel")}, who)))
+
+    def counts() -> dict[str, list[int]]:
+        return {who: sorted(one.status_code for name, one in got if name == who) for who in ("acme", "globex")}
+
+    threads = [threading.Thread(target=ask, args=("acme",)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(got) == 18, "18 are refused")
+    calm = [threading.Thread(target=ask, args=("globex",)) for _ in range(2)]
+    for thread in calm:
+        thread.start()
+    until(lambda: server.engine.gate.inside == 4, "two of each are inside")
+    assert counts() == {"acme": [429] * 18, "globex": []}
+    for _, refused in got:
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "your share" in refused.json()["error"]["message"]
+    slow.set()
+    for thread in (*threads, *calm):
+        thread.join(30)
+    assert counts() == {"acme": [200] * 2 + [429] * 18, "globex": [200, 200]}
 
 
 def test_an_answer_that_takes_too_long_is_given_up_and_its_place_is_kept_until_it_ends(home: Path) -> None:

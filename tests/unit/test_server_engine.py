@@ -97,7 +97,7 @@ async def asked(engine: Engine, jobs: Sequence[AskJob]) -> list[Any]:
     def one(job: AskJob) -> Callable[[ServedIndex], Answer]:
         return lambda index: engine.ask(index, "default", job)
 
-    return await asyncio.gather(*(engine.run(one(job), job) for job in jobs), return_exceptions=True)
+    return await asyncio.gather(*(engine.run(one(job), job.caller, job) for job in jobs), return_exceptions=True)
 
 
 def test_questions_of_one_tenant_are_written_together_and_those_of_two_never(engine: Engine) -> None:
@@ -194,6 +194,51 @@ def test_a_stream_whose_client_leaves_ends_the_writing(engine: Engine) -> None:
     asyncio.run(listen_shortly())
     until(lambda: engine.gate.inside == 0, "the place is free")
     assert [type(error) for error in ended] == [Gone]
+
+
+def test_threads_serve_tenants_in_turn(home: Path) -> None:
+    """One thread, five requests of one tenant, then one of another: it waits for two of them, not for five."""
+    limits = ServerLimits(threads=1, waiting=9, drain_seconds=10)
+    engine = Engine(home / "idx", {"default": PipelineConfig.from_dict(CONFIG)}, limits, Metrics())
+    engine.start()
+    go, order = threading.Event(), list[str]()
+
+    async def flood() -> list[Any]:
+        def work(tenant: str) -> Callable[[ServedIndex], None]:
+            return lambda _: (go.wait(20), order.append(tenant))[1]
+
+        admitted = [engine.submit(work("acme"), SCOPES["acme"]) for _ in range(5)]
+        for _ in range(20):
+            with pytest.raises(Busy):
+                engine.submit(work("acme"), SCOPES["acme"])
+        admitted.append(engine.submit(work("globex"), SCOPES["globex"]))
+        go.set()
+        return await asyncio.gather(*admitted)
+
+    asyncio.run(flood())
+    assert (order.count("acme"), order.count("globex")) == (5, 1)
+    assert order.index("globex") <= 2
+    assert engine.close()
+
+
+def test_what_waits_at_the_end_is_given_up(home: Path) -> None:
+    limits = ServerLimits(threads=1, waiting=9, drain_seconds=10)
+    engine = Engine(home / "idx", {"default": PipelineConfig.from_dict(CONFIG)}, limits, Metrics())
+    engine.start()
+    go, ran = threading.Event(), list[int]()
+
+    async def ended() -> list[Any]:
+        def work(number: int) -> Callable[[ServedIndex], None]:
+            return lambda _: (go.wait(20), ran.append(number))[1]
+
+        admitted = [engine.submit(work(number), OPERATOR) for number in range(3)]
+        threading.Timer(0.2, go.set).start()
+        assert await asyncio.to_thread(engine.close), "only the first is waited for"
+        return await asyncio.gather(*admitted, return_exceptions=True)
+
+    first, *others = asyncio.run(ended())
+    assert (first, ran, engine.gate.inside) == (None, [0], 0)
+    assert all(isinstance(one, asyncio.CancelledError) for one in others)
 
 
 def test_a_full_engine_says_so_at_once(engine: Engine) -> None:

@@ -152,6 +152,23 @@ def test_the_gate_lets_in_what_runs_and_what_may_wait() -> None:
     assert gate.inside == 3
 
 
+def test_a_tenant_has_its_share_and_the_operator_all() -> None:
+    gate = Gate(ServerLimits(threads=2, waiting=6, tenant_share=0.5))
+    for _ in range(4):
+        gate.enter("flood")
+    for _ in range(100):
+        with pytest.raises(Busy, match="4 of your requests"):
+            gate.enter("flood")
+    gate.enter("calm")
+    for _ in range(3):
+        gate.enter()
+    with pytest.raises(Busy, match="the server is at its limit"):
+        gate.enter("calm")
+    gate.leave(0.01, "flood")
+    gate.enter("flood")
+    assert (gate.inside, ServerLimits(threads=1, waiting=0, tenant_share=0.1).tenant_places) == (8, 1)
+
+
 def test_the_time_to_come_again_grows_with_the_work() -> None:
     gate = Gate(ServerLimits(threads=1, waiting=9))
     for _ in range(100):
@@ -165,7 +182,8 @@ def test_the_time_to_come_again_grows_with_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threads": 0}, {"request_seconds": -1}, {"drain_seconds": float("nan")}, {"waiting": -1}]
+    "wrong",
+    [{"threads": 0}, {"request_seconds": -1}, {"drain_seconds": float("nan")}, {"waiting": -1}, {"tenant_share": 1.5}],
 )
 def test_limits_are_positive(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
