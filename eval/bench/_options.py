@@ -27,7 +27,9 @@ PeerPython = Annotated[
 Quality = Annotated[bool, typer.Option(help="Measure retrieval quality too.")]
 Part = Annotated[list[str] | None, typer.Option(help="Section of kv, compress or attention; repeatable.")]
 Length = Annotated[list[int] | None, typer.Option(min=1, help="Tokens of context: kv, compress, road, attention.")]
-Questions = Annotated[int | None, typer.Option(min=1, help="Prompts or contexts: kv, compress, road, attention.")]
+Questions = Annotated[
+    int | None, typer.Option(min=1, help="Prompts or contexts: kv, compress, road, attention; questions: query.")
+]
 Calibrate = Annotated[
     Path | None, typer.Option(help="File for the table that auto of local reads: kv (repair), attention.")
 ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.protocols import Embedder, TokenCounter
+from rag.protocols import Embedder
+from rag.spans.around import AroundEmbedder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,46 +21,25 @@ if TYPE_CHECKING:
 __all__ = ["CachedEmbedder", "CountingEmbedder"]
 
 _KEY_BYTES = 16
+_COUNTED = ("calls", "texts", "characters", "tokens", "cpu_seconds")
 _BATCH = 512  # texts between two looks at the clock and two writes to disk
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AroundEmbedder(Embedder):
-    """What both say of themselves is what the inner embedder says."""
-
-    inner: Embedder
-
-    @property
-    def matches_meaning(self) -> bool:  # type: ignore[override]
-        return self.inner.matches_meaning
-
-    @property
-    def dimension(self) -> int:
-        return self.inner.dimension
-
-    @property
-    def counter(self) -> TokenCounter:
-        return self.inner.counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    @property
-    def reads_within(self) -> bool:
-        return self.inner.reads_within
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachedEmbedder(_AroundEmbedder):
+class CachedEmbedder(AroundEmbedder):
     """Embeds every text once; vectors lie in `folder` (numpy files named by fingerprint, keys beside vectors).
 
     `folder` None remembers in memory only. A file that cannot be read is ignored: its vectors are made again.
     """
 
+    inner: Embedder
     folder: Path | None = None
     _known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     _loaded: list[bool] = field(default_factory=list, repr=False)
+
+    @property
+    def light(self) -> Embedder:
+        return self
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self._looked_up([_key(text) for text in texts], texts, self.inner.embed)
@@ -126,10 +106,16 @@ class CachedEmbedder(_AroundEmbedder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountingEmbedder(_AroundEmbedder):
-    """Another embedder that notes how many texts and tokens it was given, and the CPU seconds it took."""
+class CountingEmbedder(AroundEmbedder):
+    """Another embedder that notes how often it was asked, with what amount of text, and the CPU seconds it took."""
 
-    counts: dict[str, float] = field(default_factory=lambda: {"texts": 0, "tokens": 0, "cpu_seconds": 0.0})
+    inner: Embedder
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0.0))
+
+    @property
+    def light(self) -> Embedder:
+        light = self.inner.light
+        return self if light is self.inner else CountingEmbedder(inner=light, counts=self.counts)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         return self._counted(texts, lambda: self.inner.embed(texts))
@@ -143,7 +129,9 @@ class CountingEmbedder(_AroundEmbedder):
     def _counted(self, texts: Sequence[str], call: Any) -> Vectors:
         begin = time.process_time()
         counter = self.inner.counter
+        self.counts["calls"] += bool(texts)
         self.counts["texts"] += len(texts)
+        self.counts["characters"] += sum(map(len, texts))
         self.counts["tokens"] += sum(counter.count(text) for text in texts)
         vectors: Vectors = call()
         self.counts["cpu_seconds"] += time.process_time() - begin

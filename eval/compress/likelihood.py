@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.compress.rows import Asked, Row
+from eval.runs.likelihood import nats_per_token
 from rag.protocols import TextModel
 from rag.text import assemble
 from rag.types import CompressedContext
@@ -32,9 +33,9 @@ def likelihoods(asked: Sequence[Asked], rows: Sequence[Row], model: TextModel, l
 def answer_likelihood(model: TextModel, context: CompressedContext, answer: str) -> float:
     """Mean ln p of the tokens of the answer after the context and the question."""
     before = f"{assemble(piece.text for piece in context.pieces)}\n\nQuestion: {context.question}\nAnswer:"
-    losses = model.losses(f" {answer}", after=before)
-    assert losses  # noqa: S101 - the local model tells them, and an answer has tokens
-    return -sum(nats for _, _, nats in losses) / len(losses)
+    nats = nats_per_token(model, answer, before)
+    assert nats is not None  # noqa: S101 - the local model tells them, and an answer has tokens
+    return -nats
 
 
 def _answer(one: Asked) -> str:

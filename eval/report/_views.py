@@ -11,9 +11,11 @@ from typing import Any
 __all__ = [
     "ALPHA",
     "CLASSES",
+    "COST",
     "Cell",
     "Loss",
     "Pair",
+    "absences",
     "chance",
     "compared",
     "groups",
@@ -34,6 +36,8 @@ ALPHA = 0.05
 """A comparison counts where its p after Holm's correction lies below this."""
 CLASSES = ("none", "parse", "chunk", "retrieve", "select", "compress", "generate", "error")
 """Failure classes in the order of the pipeline; `none` is a question without a failure."""
+
+COST = "Cost, lower is better"
 
 Row = Mapping[str, Any]
 
@@ -133,23 +137,27 @@ def _measures(results: Row, name: str) -> dict[str, Row]:
 
 
 def groups(results: Row, name: str) -> list[tuple[str, list[tuple[str, Row]]]]:
-    """The measures of a set in three groups: quality, proxies, and what is better when it is lower."""
+    """The measures of a set in three groups: quality, proxies, costs (in older results: what is better when lower)."""
     found = sorted(_measures(results, name).items(), key=lambda one: natural(one[0]))
-    kinds = [
-        ("Quality", False, "higher"),
-        ("Proxies, computed without a judge", True, None),
-        ("Cost, lower is better", False, "lower"),
-    ]
-    made = []
-    for title, proxy, better in kinds:
-        here = [
-            (measure, row)
-            for measure, row in found
-            if bool(row.get("proxy")) == proxy and (better is None or row.get("better", "higher") == better)
-        ]
-        if here:
-            made.append((title, here))
-    return made
+    titles = ("Quality", "Proxies, computed without a judge", COST)
+    made: dict[str, list[tuple[str, Row]]] = {title: [] for title in titles}
+    for measure, row in found:
+        cost = row.get("cost", row.get("better") == "lower")
+        made[titles[1 if row.get("proxy") else 2 if cost else 0]].append((measure, row))
+    return [(title, rows) for title, rows in made.items() if rows]
+
+
+def absences(results: Row, name: str) -> list[tuple[str, str, str]]:
+    """(measures, letters of the configurations, why): what could not be measured on a set."""
+    marks = letters(results)
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in ordered_runs(results, name):
+        for measure, why in run.get("absent", {}).items():
+            found.setdefault((why, marks[run["config"]]), []).append(measure)
+    made: dict[tuple[str, str], list[str]] = {}
+    for (why, letter), measures in found.items():
+        made.setdefault((", ".join(sorted(measures, key=natural)), why), []).append(letter)
+    return sorted((measures, ", ".join(sorted(who, key=natural)), why) for (measures, why), who in made.items())
 
 
 def table_of(results: Row, name: str, measure: str) -> list[Cell | None]:

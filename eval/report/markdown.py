@@ -9,6 +9,7 @@ from eval._reports import table
 from eval.report._views import (
     ALPHA,
     CLASSES,
+    absences,
     groups,
     interval,
     letters,
@@ -56,6 +57,8 @@ def _set(results: Row, name: str, header: list[str]) -> Iterator[str]:
             cells = table_of(results, name, measure)
             rows.append([_plain(measure_name(measure, found)) + lower, *(_cell(cell) for cell in cells)])
     yield table(["measure", *header], rows)
+    for said, who, why in absences(results, name):
+        yield f"Not measured: {_plain(said)} of {who}, since {_plain(why)}."
     yield from _curves(results, name)
     yield from _stages(results, name)
     yield from _failures(results, name)

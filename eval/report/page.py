@@ -12,6 +12,8 @@ from eval.report._questions import entries, visible
 from eval.report._views import (
     ALPHA,
     CLASSES,
+    COST,
+    absences,
     chance,
     compared,
     groups,
@@ -120,9 +122,14 @@ def _set(results: Mapping[str, Any], name: str, at: int) -> dict[str, Any]:
         "at": at,
         "facts": results.get("sets", {}).get(name, {}),
         "groups": [
-            (title, [(measure_name(key, row), row, table_of(results, name, key)) for key, row in measures])
+            (
+                title,
+                [(measure_name(key, row), row, table_of(results, name, key)) for key, row in measures],
+                title != COST,
+            )
             for title, measures in groups(results, name)
         ],
+        "absent": absences(results, name),
         "pairs": pairs(results, name),
         "curve": Markup(figures.curves(str(at), drawn)) if drawn else "",  # noqa: S704
         "tokens": sorted({row["tokens"] for _, _, curve in drawn for row in curve}),

@@ -18,6 +18,8 @@ from typing import Any
 
 from eval.chunks.data import digest
 from eval.runs.ingesting import Prepared, line_of, name_in
+from eval.runs.likelihood import gold_nats, references
+from eval.runs.metering import Meter
 from eval.runs.outcomes import Outcome, failed, outcome_of
 from eval.runs.settings import code_digest, config_hash
 from rag.config import PipelineConfig
@@ -37,38 +39,43 @@ _WATCH_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """`config` is JSON, so that a process knows whether it has this line open already."""
+    """`config` is JSON, so that a process knows whether it has this line open already; `questions` have references."""
 
     directory: Path
     home: Path
     config: str
-    questions: tuple[str, ...]
+    questions: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def answer_all(
-    questions: Sequence[str],
+    asked: Mapping[str, Sequence[str]],
     prepared: Prepared,
     config: PipelineConfig,
     cache: Path,
     pool: ProcessPoolExecutor | None,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Outcome]:
-    """Question -> outcome. `pool` None answers in this process. What is made is kept at once, errors are not."""
+    """Question -> outcome; `asked`: question -> reference answers. `pool` None answers in this process.
+
+    What is made is kept at once, errors are not. What is kept without the likelihood of a reference is asked again.
+    """
     kept = _Kept(cache / "answers" / f"{digest([prepared.key, config_hash(config), code_digest()])}.jsonl")
-    todo = [text for text in dict.fromkeys(questions) if text not in kept.found]
-    total = len(set(questions))
+    todo = [(text, references(answers)) for text, answers in asked.items()]
+    todo = [(text, wanted) for text, wanted in todo if not kept.has(text, wanted)]
+    total = len(asked)
     on_progress(total - len(todo), total)
     text = json.dumps(config.to_dict(), sort_keys=True)
     jobs = [
         _Job(directory=prepared.directory, home=prepared.home, config=text, questions=tuple(todo[at : at + _BLOCK]))
         for at in range(0, len(todo), _BLOCK)
     ]
-    done = dict(kept.found)
+    again = {text for text, _ in todo}
+    done = {text: outcome for text, outcome in kept.found.items() if text in asked and text not in again}
     for made in _done(jobs, pool):
-        kept.add({asked: outcome for asked, outcome in made.items() if outcome["error"] is None})
+        kept.add({text: outcome for text, outcome in made.items() if outcome["error"] is None})
         done.update(made)
         on_progress(len(done), total)
-    return {asked: done[asked] for asked in questions}
+    return {text: done[text] for text in asked}
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def _begin(parent: int) -> None:
 
 
 def _answered(job: _Job) -> dict[str, Outcome]:
-    pipeline, index = _opened(job.directory, job.config)
+    pipeline, index, meter = _opened(job.directory, job.config)
     names: dict[str, str] = {}
 
     def name_of(doc_id: str) -> str:
@@ -124,9 +131,13 @@ def _answered(job: _Job) -> dict[str, Outcome]:
         return names[doc_id]
 
     made: dict[str, Outcome] = {}
-    for question in job.questions:
+    for question, wanted in job.questions:
+        meter.take()
         try:
-            made[question] = outcome_of(pipeline.ask(question, index), name_of, pipeline.generator.counter)
+            answer = pipeline.ask(question, index)
+            encoder = meter.take()
+            gold = gold_nats(pipeline.generator.text_model, answer.prompt, wanted)
+            made[question] = outcome_of(answer, name_of, pipeline.generator.counter, encoder=encoder, gold=gold)
         except _OF_ALL:
             raise
         except Exception as error:  # a plugin's bug costs its question, not the run
@@ -135,9 +146,10 @@ def _answered(job: _Job) -> dict[str, Outcome]:
 
 
 @lru_cache(maxsize=1)
-def _opened(directory: Path, config: str) -> tuple[Pipeline, Index]:
-    """The line and the index that this process works with."""
-    return line_of(PipelineConfig(**json.loads(config)), None), Index.open(directory)
+def _opened(directory: Path, config: str) -> tuple[Pipeline, Index, Meter]:
+    """The line and the index that this process works with, and what counts between them."""
+    pipeline, index = line_of(PipelineConfig(**json.loads(config)), None), Index.open(directory)
+    return pipeline, index, Meter(pipeline, index)
 
 
 class _Kept:
@@ -151,6 +163,11 @@ class _Kept:
                 with suppress(ValueError, KeyError, TypeError):
                     row: Mapping[str, Any] = json.loads(line)
                     self.found[row["question"]] = row["outcome"]
+
+    def has(self, question: str, wanted: Sequence[str]) -> bool:
+        """Whether it is kept, with the likelihood of every reference or the word that the model does not tell."""
+        one = self.found.get(question)
+        return one is not None and (one["gold"] is None or set(wanted) <= one["gold"].keys())
 
     def add(self, made: Mapping[str, Outcome]) -> None:
         """Append in one write; a new line first, in case that the last one was cut."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eval.select.measures import places_of
 
 if TYPE_CHECKING:
+    from eval.runs.likelihood import Told
     from rag.answer import Answer
     from rag.protocols import TokenCounter
     from rag.types import Hit
@@ -20,10 +21,23 @@ BUDGETS = (200, 400, 800, 1600)
 Outcome = Mapping[str, Any]
 """JSON: answer, abstained, error, hits [name, start, end, score], prefixes (one a budget: whole hits, end of the part
 of the next one), selected [name, start, end], context [name, start, end, kept], citations [name, start, end], tokens,
-seconds (stage -> wall time)."""
+seconds (stage -> wall time), generation (of GenerationStats), encoder (counts of a Meter, or None), gold (reference ->
+nats a token, or None)."""
+
+_STATS = (
+    "prompt_tokens", "new_tokens", "reused_tokens", "repaired_tokens", "computed_tokens", "bytes_loaded",
+    "ttft_seconds",
+)  # fmt: skip
 
 
-def outcome_of(answer: Answer, name_of: Callable[[str], str], counter: TokenCounter) -> dict[str, Any]:
+def outcome_of(
+    answer: Answer,
+    name_of: Callable[[str], str],
+    counter: TokenCounter,
+    *,
+    encoder: Mapping[str, int] | None = None,
+    gold: Told | None = None,
+) -> dict[str, Any]:
     """`name_of`: document id -> its name in the data set."""
     return {
         "answer": answer.text,
@@ -42,6 +56,9 @@ def outcome_of(answer: Answer, name_of: Callable[[str], str], counter: TokenCoun
         "citations": [[name_of(one.doc_id), one.span.start, one.span.end] for one in answer.citations],
         "tokens": answer.context.token_count,
         "seconds": {stage.stage: stage.seconds for stage in answer.trace},
+        "generation": {name: getattr(answer.stats, name) for name in _STATS},
+        "encoder": encoder,
+        "gold": gold,
     }
 
 
@@ -51,6 +68,7 @@ def failed(error: Exception) -> dict[str, Any]:
     return {
         "answer": "", "abstained": False, "error": text, "hits": [], "prefixes": [[0, 0] for _ in BUDGETS],
         "selected": [], "context": [], "citations": [], "tokens": 0, "seconds": {},
+        "generation": None, "encoder": None, "gold": None,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from eval.measures.intervals import Interval, f1_interval, intervals
 from eval.measures.ranking import write_trec
 from eval.runs.outcomes import BUDGETS
 from eval.runs.run import Done, SetRun
-from eval.runs.scoring import BETTER, FAILURES, PROXIES, STAGES, Scored
+from eval.runs.scoring import BETTER, COSTS, FAILURES, PROXIES, STAGES, Scored
 from eval.runs.settings import config_hash, versions
 from rag.errors import UsageError
 
@@ -95,7 +95,11 @@ def compared(
 
 
 def timings_of(done: Done) -> dict[str, Any]:
-    """Seconds of this run; those of a stage were taken when the question was answered, maybe by an earlier run."""
+    """Seconds of this run; those of a stage were taken when the question was answered, maybe by an earlier run.
+
+    `costs` has the time to the first token, and what depends on the questions before: tokens whose keys and values were
+    there, bytes of those from disk, sentences that the index did not hold yet.
+    """
     return {
         "machine": machine(),
         "load": load_average(),
@@ -108,7 +112,10 @@ def timings_of(done: Done) -> dict[str, Any]:
                 "ingest_seconds": None if one.times["ingest"] is None else round(one.times["ingest"], 2),
                 "answer_seconds": round(one.times["answer"], 2),
                 "failed_documents": dict(one.failed_documents),
-                "stages": {stage: _percentiles(values) for stage, values in sorted(one.times["stages"].items())},
+                **{
+                    part: {name: _percentiles(values) for name, values in sorted(one.times[part].items())}
+                    for part in ("stages", "costs")
+                },
             }
             for one in done.runs
         ],
@@ -179,6 +186,7 @@ def _run(one: SetRun, resamples: int, seed: int) -> dict[str, Any]:
         "config": one.label,
         "chunks": one.chunks,
         "measures": figures,
+        "absent": dict(one.absent),
         "curve": _curve(one.questions, resamples, seed),
         "waterfall": [
             {"stage": stage, "value": left[stage][0], "low": left[stage][1], "high": left[stage][2]}
@@ -203,7 +211,8 @@ def _curve(questions: Sequence[Scored], resamples: int, seed: int) -> list[dict[
 def _figure(name: str, found: Interval, count: int) -> dict[str, Any]:
     mean, low, high = found
     better = BETTER.get(name, "higher")
-    return {"mean": mean, "low": low, "high": high, "n": count, "proxy": name in PROXIES, "better": better}
+    kind = {"proxy": name in PROXIES, "cost": name in COSTS}
+    return {"mean": mean, "low": low, "high": high, "n": count, "better": better, **kind}
 
 
 def _counted(done: Done, name: str) -> int:

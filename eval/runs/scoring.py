@@ -12,17 +12,25 @@ from eval.measures.grounding import citation_precision, citation_recall, contain
 from eval.measures.ranking import name_of
 from eval.runs.gold import Gold
 from eval.runs.ingesting import Prepared
+from eval.runs.likelihood import likelihood, references
 from eval.runs.outcomes import BUDGETS, Outcome
 from eval.sets import Place
 
-__all__ = ["BETTER", "FAILURES", "PROXIES", "STAGES", "Scored", "ranking_of", "scored"]
+__all__ = ["BETTER", "COSTS", "FAILURES", "PROXIES", "STAGES", "TOKEN_COSTS", "Scored", "ranking_of", "scored"]
 
 STAGES = ("chunk", "retrieve", "select", "compress", "generate")
 FAILURES = ("none", "parse", *STAGES, "error")
 PROXIES = frozenset({"k_precision", "number_name_containment"})
 """They look at words, not at meaning."""
-_COSTS = ("context_tokens", "context_chunks", "context_bytes")
-BETTER: Mapping[str, Literal["higher", "lower"]] = dict.fromkeys(_COSTS, "lower")
+TOKEN_COSTS = ("prompt_tokens", "new_tokens")
+_ENCODER = {
+    "encoder_calls": "calls", "encoder_texts": "texts", "encoder_characters": "characters",
+    "sentence_vectors": "sentences",
+}  # fmt: skip
+"""`sentence_vectors` are read from the index, which keeps them."""
+_CONTEXT = ("context_tokens", "context_chunks", "context_bytes")
+COSTS = frozenset({*_CONTEXT, *TOKEN_COSTS, *_ENCODER})
+BETTER: Mapping[str, Literal["higher", "lower"]] = dict.fromkeys([*sorted(COSTS), "gold_nats"], "lower")
 """What is not here is better when it is higher."""
 _ENOUGH = 0.5
 """A stage loses a question when less than this share of its evidence is left; an answer with such an F1 is right."""
@@ -48,8 +56,12 @@ def ranking_of(gold: Gold, outcome: Outcome) -> list[str]:
     return list(dict.fromkeys(name if gold.by_document else name_of((name, s, e)) for name, s, e in hits))
 
 
-def scored(gold: Gold, outcome: Outcome, ranking: Mapping[str, float], prepared: Prepared, answers: bool) -> Scored:
-    """`ranking`: the scores of ir-measures. `answers`: the set has reference answers. An error scores 0 everywhere."""
+def scored(
+    gold: Gold, outcome: Outcome, ranking: Mapping[str, float], prepared: Prepared, answers: bool, told: bool = False
+) -> Scored:
+    """`ranking`: the scores of ir-measures. `answers`: the set has reference answers. `told`: the likelihood of some
+    was measured in this run. An error scores 0 everywhere, and has neither costs nor nats.
+    """
     shares = _shares(gold, outcome, prepared)
     curve = _curve(gold, outcome)
     scores = {
@@ -57,6 +69,7 @@ def scored(gold: Gold, outcome: Outcome, ranking: Mapping[str, float], prepared:
         **(_spans(gold, outcome, prepared, curve) if gold.has_evidence else {}),
         **(_answers(gold, outcome, prepared) if answers else {}),
         **_grounding(gold, outcome, prepared),
+        **(likelihood(outcome["gold"], gold.question.answers) if told and _has_reference(gold) else {}),
     }
     if outcome["error"] is not None:
         scores = dict.fromkeys(scores, 0.0)
@@ -154,7 +167,16 @@ def _grounding(gold: Gold, outcome: Outcome, prepared: Prepared) -> dict[str, fl
 def _costs(outcome: Outcome, prepared: Prepared) -> dict[str, float]:
     texts = _slices(_kept(outcome), prepared)
     used = (outcome["tokens"], len(outcome["context"]), sum(len(text.encode("utf-8", "replace")) for text in texts))
-    return {name: float(value) for name, value in zip(_COSTS, used, strict=True)}
+    found = dict(zip(_CONTEXT, used, strict=True))
+    if outcome["encoder"] is not None:
+        found |= {name: outcome["encoder"][key] for name, key in _ENCODER.items()}
+    if outcome["generation"]["prompt_tokens"]:
+        found |= {name: outcome["generation"][name] for name in TOKEN_COSTS}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _has_reference(gold: Gold) -> bool:
+    return gold.question.answerable and bool(references(gold.question.answers))
 
 
 def _slices(places: list[Place], prepared: Prepared) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eval._grouped import grouped
 from eval._options import DataOption
 from rag.cli._common import JsonOption, QuietOption, VerboseOption, console, print_json, set_verbosity, stop_signals
 from rag.errors import UsageError
@@ -17,7 +19,9 @@ from rag.errors import UsageError
 if TYPE_CHECKING:
     from eval.chunks.data import Half
     from eval.datasets import Dataset
+    from eval.runs.settings import RunSettings
     from eval.runs.sweeping import Round
+    from rag.config import PipelineConfig
 
 __all__ = ["compare", "make", "regress", "run", "sweep"]
 
@@ -44,57 +48,110 @@ _MOST_WORKERS = 4
 _ADVICE = "answers so far are kept; run the same command again to go on"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What `run` and `sweep` are told alike."""
+
+    dataset: SetsOption = None
+    data: DataOption = None
+    out: OutOption = None
+    format: FormatOption = None
+    docs: DocsOption = None
+    half: HalfOption = "all"
+    limit: LimitOption = 0
+    workers: WorkersOption = None
+    cache: CacheOption = None
+    resamples: ResamplesOption = 2000
+    seed: SeedOption = 0
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+    verbose: VerboseOption = 0
+
+    def settings(self, configs: Mapping[str, PipelineConfig]) -> RunSettings:
+        from eval.runs.settings import RunSettings
+
+        return RunSettings(
+            datasets=self._datasets(), configs=configs, cache=_cache(self.cache), half=_half(self.half),
+            workers=_workers(self.workers), resamples=self.resamples, seed=self.seed,
+        )  # fmt: skip
+
+    def _datasets(self) -> tuple[Dataset, ...]:
+        from eval.datasets import read_dataset
+
+        if not self.dataset:
+            raise UsageError(
+                "--dataset DIR is needed: a folder or file of questions, or the name of a set under --data"
+            )
+        paths = [_path(name, self.data) for name in self.dataset]
+        read = [read_dataset(path, self.format, documents=self.docs) for path in paths]
+        return tuple(one.part(_half(self.half), self.limit) for one in read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What `compare` and `regress` are told alike."""
+
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison, JSON and Markdown.")] = (
+        None
+    )
+    resamples: ResamplesOption = 2000
+    seed: SeedOption = 0
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        return {"resamples": self.resamples, "seed": self.seed}
+
+    def say(self, found: Mapping[str, Any], name: str) -> None:
+        from eval._reports import write_report
+        from eval.runs.comparing import markdown
+
+        text = markdown(found)
+        if self.out is not None:
+            write_report(self.out, name, found, text)
+        if self.as_json:
+            print_json(found)
+        elif not self.quiet:
+            typer.echo(text)
+
+
+_ALL, _KNOBS, _TOLD = Asked(), Asked(half="dev"), Told()
+
+
+@grouped
 def run(
-    dataset: SetsOption = None,
-    data: DataOption = None,
     config: Annotated[
         list[Path] | None, typer.Option("--config", "-c", help="YAML file; repeatable. Default: the default pipeline.")
     ] = None,
-    out: OutOption = None,
-    format: FormatOption = None,
-    docs: DocsOption = None,
-    half: HalfOption = "all",
-    limit: LimitOption = 0,
-    workers: WorkersOption = None,
-    cache: CacheOption = None,
-    resamples: ResamplesOption = 2000,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
+    asked: Asked = _ALL,
 ) -> None:
     """Ask configs every question of data sets: results.json, report.html, report.md, timings.json, TREC files.
 
     Example: rag eval run --dataset squad.json --config a.yaml --config b.yaml --out out
     """
-    set_verbosity(verbose)
+    set_verbosity(asked.verbose)
     from eval.runs.results import write
     from eval.runs.run import run as run_all
-    from eval.runs.settings import RunSettings, labelled
+    from eval.runs.settings import labelled
 
-    out = _needed(out)
-    settings = RunSettings(
-        datasets=_datasets(dataset, data, format, docs, half, limit), configs=labelled(config or []),
-        cache=_cache(cache), half=_half(half), workers=_workers(workers), resamples=resamples, seed=seed,
-    )  # fmt: skip
+    out = _needed(asked.out)
+    settings = asked.settings(labelled(config or []))
     with stop_signals(_ADVICE):
-        done = run_all(settings, _tell(quiet), _bar(quiet))
+        done = run_all(settings, _tell(asked.quiet), _bar(asked.quiet))
         results = write(done, out)
-    if as_json:
+    if asked.as_json:
         print_json(results)
-    elif not quiet:
+    elif not asked.quiet:
         typer.echo((out / "report.md").read_text(encoding="utf-8"))
         console().print(f"{done.seconds:.0f} s; report: {out / 'report.html'}", markup=False)
 
 
+@grouped
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="results.json, or its folder.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for compare.json and compare.md.")] = None,
-    resamples: ResamplesOption = 2000,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    told: Told = _TOLD,
 ) -> None:
     """B minus A on the questions that both answered, with intervals and Holm-corrected p-values.
 
@@ -103,18 +160,14 @@ def compare(
     from eval.runs.comparing import compare as compare_all
     from eval.runs.results import read_results
 
-    found = compare_all(read_results(before), read_results(after), resamples=resamples, seed=seed)
-    _told(found, out, "compare", as_json, quiet)
+    told.say(compare_all(read_results(before), read_results(after), **told.drawn), "compare")
 
 
+@grouped
 def regress(
     after: Annotated[Path, typer.Argument(metavar="RESULTS", help="The new results.json, or its folder.")],
     against: Annotated[Path, typer.Option("--against", help="The results.json that nothing may fall behind.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for regress.json and regress.md.")] = None,
-    resamples: ResamplesOption = 2000,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    told: Told = _TOLD,
 ) -> None:
     """Exit code 1, and which measure, when anything fell beyond its 95 % interval. For continuous integration.
 
@@ -123,8 +176,8 @@ def regress(
     from eval.runs.comparing import regress as regress_all
     from eval.runs.results import read_results
 
-    found = regress_all(read_results(against), read_results(after), resamples=resamples, seed=seed)
-    _told(found, out, "regress", as_json, quiet)
+    found = regress_all(read_results(against), read_results(after), **told.drawn)
+    told.say(found, "regress")
     for one in found["fallen"]:
         console().print(
             f"fell: {one['set']}, {one['b']}: {one['measure']} {one['difference']:+.4f} "
@@ -135,49 +188,35 @@ def regress(
         raise typer.Exit(1)
 
 
+@grouped
 def sweep(
     grid: Annotated[list[str], typer.Option("--grid", help="slot=a,b or slot.parameter=1,2; repeatable.")],
-    dataset: SetsOption = None,
-    data: DataOption = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML of what the grid changes.")] = None,
-    out: OutOption = None,
     halving: Annotated[
         bool, typer.Option("--halving", help="Ask few questions of all, ever more of the best.")
     ] = False,
     measure: Annotated[str, typer.Option(help="What decides, averaged over the sets.")] = "span_recall",
-    format: FormatOption = None,
-    docs: DocsOption = None,
-    half: Annotated[str, typer.Option(help="dev or all: knobs are never set on the test half.")] = "dev",
-    limit: LimitOption = 0,
-    workers: WorkersOption = None,
-    cache: CacheOption = None,
-    resamples: ResamplesOption = 2000,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
+    asked: Asked = _KNOBS,
 ) -> None:
     """Try every combination of a grid; sweep.json has all rounds, the report the configs of the last one.
 
+    Knobs are never set on the test half.
+
     Example: rag eval sweep --dataset set --grid 'selector.budget=400,800' --grid 'chunker=recursive,sentence' --halving
     """
-    set_verbosity(verbose)
+    set_verbosity(asked.verbose)
     from eval.runs.results import dump, rounded, write
-    from eval.runs.settings import RunSettings
     from eval.runs.sweeping import grid as grid_of
     from eval.runs.sweeping import sweep as sweep_all
     from rag.config import PipelineConfig
 
-    out = _needed(out)
-    if half == "test":
+    out = _needed(asked.out)
+    if asked.half == "test":
         raise UsageError("--half test: knobs are set on the dev half; use --half dev, then `rag eval run --half test`")
     base = PipelineConfig.from_yaml(config) if config else PipelineConfig.default()
-    settings = RunSettings(
-        datasets=_datasets(dataset, data, format, docs, half, limit), configs=grid_of(base, grid),
-        cache=_cache(cache), half=_half(half), workers=_workers(workers), resamples=resamples, seed=seed,
-    )  # fmt: skip
+    settings = asked.settings(grid_of(base, grid))
     with stop_signals(_ADVICE):
-        done, rounds = sweep_all(settings, _tell(quiet), _bar(quiet), measure=measure, halving=halving)
+        done, rounds = sweep_all(settings, _tell(asked.quiet), _bar(asked.quiet), measure=measure, halving=halving)
         write(done, out)
     best = next(iter(rounds[-1].means))
     report = rounded(
@@ -187,9 +226,9 @@ def sweep(
         }
     )  # fmt: skip
     dump(report, out / "sweep.json")
-    if as_json:
+    if asked.as_json:
         print_json(report)
-    elif not quiet:
+    elif not asked.quiet:
         typer.echo(_rounds(rounds, measure))
 
 
@@ -248,17 +287,6 @@ def _rounds(rounds: Sequence[Round], measure: str) -> str:
     return "\n\n".join(parts)
 
 
-def _datasets(
-    names: list[str] | None, data: Path | None, format: str | None, docs: Path | None, half: str, limit: int
-) -> tuple[Dataset, ...]:
-    from eval.datasets import read_dataset
-
-    if not names:
-        raise UsageError("--dataset DIR is needed: a folder or file of questions, or the name of a set under --data")
-    paths = [_path(name, data) for name in names]
-    return tuple(read_dataset(path, format, documents=docs).part(_half(half), limit) for path in paths)
-
-
 def _path(name: str, data: Path | None) -> Path:
     path = Path(name)
     return data / name if data is not None and not path.exists() and (data / name).exists() else path
@@ -296,16 +324,3 @@ def _bar(quiet: bool) -> Callable[[str], AbstractContextManager[Callable[[int, i
     from rag.cli.upkeep import progress_bar
 
     return lambda title: progress_bar(title, silent=quiet)
-
-
-def _told(found: Mapping[str, Any], out: Path | None, name: str, as_json: bool, quiet: bool) -> None:
-    from eval._reports import write_report
-    from eval.runs.comparing import markdown
-
-    text = markdown(found)
-    if out is not None:
-        write_report(out, name, found, text)
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        typer.echo(text)

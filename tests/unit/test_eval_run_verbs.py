@@ -172,3 +172,20 @@ def test_write_leaves_no_part_behind(tmp_path: Path) -> None:
     assert read_results(tmp_path / "out") == json.loads(json.dumps(found))
     assert not list((tmp_path / "out").rglob("*.part"))
     assert timings_of(done)["runs"][0]["stages"]["retrieve"]["p50"] >= 0
+
+
+def test_run_and_sweep_have_the_same_options_and_other_defaults() -> None:
+    from inspect import signature
+
+    from eval.runs.verbs import Asked, compare, regress, run, sweep
+
+    asked, swept = signature(run).parameters, signature(sweep).parameters
+    names = set(Asked.__dataclass_fields__)
+    assert set(asked) == {"config"} | names
+    assert set(swept) == {"grid", "config", "halving", "measure"} | names
+    assert {name for name in names if asked[name].default != swept[name].default} == {"half"}
+    assert {name for name in names if asked[name].annotation != swept[name].annotation} == set()
+    shared = signature(compare).parameters.keys() & signature(regress).parameters.keys()
+    assert shared == {"after", "out", "resamples", "seed", "as_json", "quiet"}
+    with pytest.raises(UsageError, match="--out DIR is needed"):
+        run(**{name: one.default for name, one in asked.items()})
