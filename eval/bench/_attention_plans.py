@@ -80,7 +80,7 @@ def _selection(name: str, budget: int, density: float) -> Selection:
     if name == "quest-64":
         return Quest(budget=budget, prefill=True, q_block=rows, page_size=64)
     if name == "chunk-block":
-        return ChunkBlock(density=density, anchor=min(512, budget))
+        return ChunkBlock(density=density)
     if name == "dhsa":
         return Dhsa(budget_prefill=budget, budget_decode=budget, sink=min(64, budget // 8), q_block=rows)
     if name == "dma":

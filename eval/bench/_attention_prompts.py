@@ -1,17 +1,18 @@
 """Prompts for `rag bench attention`: needles in books, key-value pairs, questions about retrieved chunks, and prose.
 
 As in `_kv_prompts`, a prompt is the system text, chunks and the question, each tokenised alone. A chunk has a prior,
-the retriever's score of it. Only the development half of the questions is read.
+the retriever's score of it. Questions are those of one half, the development half unless the other is asked for.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.bench._attention_priors import Near, by_retriever
 from eval.bench._kv_prompts import PASSAGE, Loaded, passages_at
 from eval.chunks.data import half_of
 from eval.sets import read_rows
@@ -19,15 +20,13 @@ from eval.sets import read_rows
 if TYPE_CHECKING:
     from rag.engine.attention import Units
 
-__all__ = ["ASKED", "KINDS", "Case", "Near", "by_cosine", "cases_of", "prose"]
+__all__ = ["ASKED", "KINDS", "Case", "cases_of", "prose"]
 
 ASKED = ("hotpotqa_200", "squad_long", "chroma_chunking")
 KINDS = ("needle", "kv", "text", "asked")
 BOOKS, PAIRS = "needle_books", "kv_retrieval"
 SCORED = 256
 """Tokens of prose that are scored, at the end of each text."""
-Near = Callable[[str, Sequence[str]], list[float]]
-"""From a question and texts, the retriever's score of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +62,16 @@ class Case:
 
 
 def cases_of(
-    loaded: Loaded, data: Path, kind: str, *, tokens: int, count: int, seed: int, near: Near | None = None
-) -> Iterator[Case]:
-    """`count` cases of one of KINDS, drawn by `seed`; those of "asked" in turns from each set of ASKED."""
-    near = near or by_cosine()
+    loaded: Loaded, data: Path, kind: str, *, tokens: int, count: int, seed: int, near: Near | None = None,
+    half: str = "dev",
+) -> Iterator[Case]:  # fmt: skip
+    """`count` cases of one of KINDS, drawn by `seed` from a half of the questions, dev or test; those of "asked" in
+    equal shares from each set of ASKED."""
+    near = near or by_retriever()
     if kind == "needle":
-        yield from _needles(loaded, data / BOOKS, tokens, count, seed, near)
+        yield from _needles(loaded, _drawn(data / BOOKS, seed, half), data / BOOKS, tokens, count, near)
     elif kind == "kv":
-        yield from _pairs(loaded, data / PAIRS, tokens, count, seed)
+        yield from _pairs(loaded, _drawn(data / PAIRS, seed, half)[:count], data / PAIRS, tokens)
     elif kind == "text":
         for number, ids in enumerate(prose(loaded, data, tokens=tokens, count=count)):
             body, tail = ids[: -2 * SCORED], ids[-2 * SCORED :]
@@ -80,21 +81,7 @@ def cases_of(
                 gold=tail[SCORED:],
             )  # fmt: skip
     else:
-        yield from _asked(loaded, data, tokens, count, seed, near)
-
-
-def by_cosine() -> Near:
-    """Cosines of the bundled embedder; it is loaded at the first question."""
-    held: list[Any] = []
-
-    def score(question: str, texts: Sequence[str]) -> list[float]:
-        if not held:
-            from rag.registry import build
-
-            held.append(build("embedder", {"use": "minilm", "overlong": "window"}, services={}))
-        return [round(float(one), 6) for one in held[0].embed(texts) @ held[0].embed([question])[0]]
-
-    return score
+        yield from _asked(loaded, data, tokens, count, seed, near, half)
 
 
 def prose(loaded: Loaded, data: Path, *, tokens: int, count: int) -> list[list[int]]:
@@ -116,13 +103,13 @@ def prose(loaded: Loaded, data: Path, *, tokens: int, count: int) -> list[list[i
     return found
 
 
-def _drawn(folder: Path, seed: int) -> list[dict[str, Any]]:
-    """The questions of the development half that have an answer, in an order of chance, each with its evidence."""
+def _drawn(folder: Path, seed: int, half: str) -> list[dict[str, Any]]:
+    """The questions of a half that have an answer, in an order of chance, each with its evidence."""
     evidence: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(folder / "evidence.jsonl"):
         if row.get("level", "answer") == "answer":
             evidence.setdefault(row["query_id"], []).append(row)
-    rows = [row for row in read_rows(folder / "queries.jsonl") if half_of(row["query_id"]) == "dev"]
+    rows = [row for row in read_rows(folder / "queries.jsonl") if half_of(row["query_id"]) == half]
     rows = [{**row, "evidence": evidence[row["query_id"]]} for row in rows if row["query_id"] in evidence]
     rows = [row for row in rows if row.get("answers")]
     return random.Random(seed).sample(rows, len(rows))  # noqa: S311
@@ -141,12 +128,12 @@ def _case(
 
 
 def _needles(
-    loaded: Loaded, folder: Path, tokens: int, count: int, seed: int, near: Near
+    loaded: Loaded, drawn: Sequence[dict[str, Any]], folder: Path, tokens: int, count: int, near: Near
 ) -> Iterator[Case]:  # fmt: skip
     """Books cut to `tokens` around the needle, which stands as deep in what is left as in the book."""
     texts = {row["doc_id"]: row["text"] for row in read_rows(folder / "corpus.jsonl")}
     found = 0
-    for row in _drawn(folder, seed):
+    for row in drawn:
         (hit,) = row["evidence"]
         parts = _pieces(texts[hit["doc_id"]])
         at = next(number for number, (start, part) in enumerate(parts) if start <= hit["start"] < start + len(part))
@@ -180,11 +167,11 @@ def _pieces(text: str, size: int = 800) -> list[tuple[int, str]]:
     return [*found, (start, text[start:])]
 
 
-def _pairs(loaded: Loaded, folder: Path, tokens: int, count: int, seed: int) -> Iterator[Case]:
+def _pairs(loaded: Loaded, drawn: Sequence[dict[str, Any]], folder: Path, tokens: int) -> Iterator[Case]:
     """As many pairs as fit, four to a chunk; the one that is asked for stays as deep as it was. Chunks have no priors:
     to a retriever all keys look alike."""
     texts = {row["doc_id"]: row["text"] for row in read_rows(folder / "corpus.jsonl")}
-    for row in _drawn(folder, seed)[:count]:
+    for row in drawn:
         lines = texts[row["evidence"][0]["doc_id"]].strip("{} \n").split("\n")
         (hit,) = [at for at, line in enumerate(lines) if row["answers"][0] in line]
         each = len(loaded.encode("\n" + lines[0]))
@@ -199,14 +186,16 @@ def _pairs(loaded: Loaded, folder: Path, tokens: int, count: int, seed: int) -> 
         )  # fmt: skip
 
 
-def _asked(loaded: Loaded, data: Path, tokens: int, count: int, seed: int, near: Near) -> Iterator[Case]:
+def _asked(
+    loaded: Loaded, data: Path, tokens: int, count: int, seed: int, near: Near, half: str
+) -> Iterator[Case]:  # fmt: skip
     """Chunks as a retriever gives them: the nearest of the question's documents and of as many others, the nearest
     first, up to `tokens`. Questions none of whose evidence is among them are left out."""
     sets = [name for name in ASKED if (data / name).is_dir()]
     for number, name in enumerate(sets):
         wanted = count // len(sets) + (number < count % len(sets))
         corpus = {row["doc_id"]: row for row in read_rows(data / name / "corpus.jsonl")}
-        for row in _drawn(data / name, seed):
+        for row in _drawn(data / name, seed, half):
             if not wanted:
                 break
             case = _retrieved(loaded, row, corpus, tokens, random.Random(f"{seed} {row['query_id']}"), near)  # noqa: S311
@@ -221,19 +210,25 @@ def _retrieved(
     own = list(dict.fromkeys([*(row.get("candidates") or ()), *(one["doc_id"] for one in row["evidence"])]))
     others = draw.sample(sorted(corpus.keys() - set(own)), min(len(corpus) - len(own), max(2, tokens // 100)))
     texts: list[tuple[str, str]] = []
+    places: list[tuple[str, int]] = []
     for doc in [*own, *others]:
         one = corpus[doc]
-        texts += [(one.get("title") or doc, part.strip()) for _, part in _pieces(one["text"], 700) if part.strip()]
+        parts = [(start + len(part) - len(part.lstrip()), part.strip()) for start, part in _pieces(one["text"], 700)]
+        texts += [(one.get("title") or doc, part) for _, part in parts if part]
+        places += [(doc, start) for start, part in parts if part]
         if sum(len(text) for _, text in texts) > 12 * tokens and doc not in own:
             break
     scores = near(row["text"], [f"{title}\n{text}" for title, text in texts])
     order = sorted(range(len(texts)), key=lambda at: (-scores[at], at))
-    fits = passages_at(loaded, [texts[at] for at in order], tokens)
-    needed = [" ".join(one["text"].split())[:60] for one in row["evidence"]]
-    kept = [" ".join(texts[order[at]][1].split()) for at, _ in fits]
-    evidence = [at for at, text in enumerate(kept) if any(one in text for one in needed)]
+    fits = [(order[at], chunk) for at, chunk in passages_at(loaded, [texts[at] for at in order], tokens)]
+    held = [(*places[at], len(texts[at][1])) for at, _ in fits]
+    evidence = [
+        number
+        for number, (doc, start, size) in enumerate(held)
+        if any(doc == one["doc_id"] and one["start"] < start + size and start < one["end"] for one in row["evidence"])
+    ]
     if not evidence:
         return None
-    priors = [scores[order[at]] for at, _ in fits]
     chunks = [chunk for _, chunk in fits]
+    priors = [scores[at] for at, _ in fits]
     return _case(loaded, "asked", row, chunks, priors, evidence=evidence, begin="", gold=row["answers"][0])

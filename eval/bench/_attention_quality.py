@@ -216,8 +216,9 @@ def _found(logits: Tensor, gold: Sequence[int]) -> bool:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """For every plan its means over the cases; dense first. `gold_*` are changes of the mean log-likelihood of a token
-    from dense; found_* the share of the cases in which every gold token is the most likely one. `evidence_worst` is
-    that of the worst layer. Seconds are shares of dense."""
+    from dense; found_* the share of the cases in which every gold token is the most likely one. Evidence recall, by
+    layer: the share of the slots of each chunk that holds evidence which the tokens of the answer read, over chunks,
+    tokens and cases; `evidence_worst` is that of the worst layer. Seconds are shares of dense."""
     found = []
     for plan in dict.fromkeys(["dense", *(row["plan"] for row in rows)]):
         own = [row for row in rows if row["plan"] == plan]

@@ -24,7 +24,7 @@ PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
     "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 20, 25, 30)),
-    *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)),
+    *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)), *(f"mix+c{of}" for of in (15, 20, 25, 30)),
 )  # fmt: skip
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
@@ -39,6 +39,7 @@ REPAIRS: Mapping[str, Any] = {
     **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (10, 15)},
     **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15, 20, 25, 30)},
     **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17, 20, 25, 30, 35)},
+    **{f"mix+c{of}": {"use": "asked", "share": of / 100, "depth": 0.67, "late": 0.5} for of in (15, 20, 25, 30)},
 }
 """What the generator `local` calls them: it takes the first chunk from its true prefix."""
 
@@ -79,6 +80,7 @@ def recipes() -> dict[str, Recipe]:
         "mix+i15": ("mix", InfoFlow(share=0.15)),
         **{f"mix+a{of}": ("mix", Asked(share=of / 100)) for of in (8, 12, 15, 20, 25, 30)},
         **{f"mix+b{of}": ("mix", Asked(share=of / 100, depth=0.67)) for of in (10, 15, 17, 20, 25, 30, 35)},
+        **{f"mix+c{of}": ("mix", Asked(share=of / 100, depth=0.67, late=0.5)) for of in (15, 20, 25, 30)},
     }
 
 

@@ -8,7 +8,7 @@ Parts, each of which can run alone:
 
 `--rows FOLDER` keeps what was measured of quality, so that a run goes on where one stopped. `--calibrate FILE` writes
 the table from which `attention: auto` of the generator `local` chooses. `python -m eval.bench.attention` has more
-options. Only the development halves of the public sets are read.
+options. The development halves of the public sets are read; `--half test` there confirms what was chosen on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.bench._attention_prompts import ASKED, KINDS, Near
+from eval.bench._attention_priors import Near
+from eval.bench._attention_prompts import ASKED, KINDS
 from eval.bench._kv_prompts import Loaded, load
 from eval.bench._report import Settings, load_average, machine
 from rag.errors import UsageError
@@ -41,13 +42,14 @@ NEEDED = ("needle_books", "kv_retrieval")
 @dataclass(frozen=True, kw_only=True)
 class QualitySettings:
     """Of the part quality: `questions` cases of each kind and length, and of "asked" `asked` ones if that is set.
-    `rows` is a folder that keeps what was measured. No `names` are all selections."""
+    No `names` are all selections. Questions are of `half`: dev, or test to confirm what was chosen on dev."""
 
     names: Sequence[str] | None = None
     densities: Sequence[float] = DENSITIES
     kinds: Sequence[str] = KINDS
     asked: int | None = None
     near: Near | None = None
+    half: str = "dev"
 
 
 def run(
@@ -69,12 +71,14 @@ def run(
         raise UsageError(f"attention: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if unknown := sorted(set(quality.kinds) - set(KINDS)):
         raise UsageError(f"attention: no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    if quality.half not in ("dev", "test"):
+        raise UsageError(f"attention: half must be dev or test, not {quality.half!r}")
     if calibrate is not None and "quality" not in parts:
         raise UsageError("attention: --calibrate needs the part quality")
     torch.set_num_threads(settings.threads)
     data, started = _data(settings), load_average()
     model = load() if loaded is None else loaded
-    report: dict[str, Any] = {"bench": "attention", "model": _model(model), "half": "dev"}
+    report: dict[str, Any] = {"bench": "attention", "model": _model(model), "half": quality.half}
     report["sets"] = [name for name in (*NEEDED, *ASKED) if (data / name).is_dir()]
     if "ops" in parts:
         report["ops"] = _ops(model, data, lengths, settings, dtypes, quality.names, own=loaded is not None)
@@ -169,10 +173,11 @@ def _quality(
     model: Loaded, data: Path, length: int, questions: int, settings: Settings, how: QualitySettings, rows: Path | None
 ) -> dict[str, Any]:
     from eval.bench._attention_plans import plans
-    from eval.bench._attention_prompts import by_cosine, cases_of
+    from eval.bench._attention_priors import by_retriever
+    from eval.bench._attention_prompts import cases_of
     from eval.bench._attention_quality import quality, summary
 
-    near = how.near or by_cosine()
+    near = how.near or by_retriever(rows / "vectors" if rows is not None else None)
     if rows is not None:
         rows.mkdir(parents=True, exist_ok=True)
     told: list[dict[str, Any]] = []
@@ -181,7 +186,7 @@ def _quality(
         _tell(settings, f"quality: {kind}, about {length} tokens")
         told += quality(
             model,
-            cases_of(model, data, kind, tokens=length, count=count, seed=settings.seed, near=near),
+            cases_of(model, data, kind, tokens=length, count=count, seed=settings.seed, near=near, half=how.half),
             lambda tokens: plans(tokens, how.densities, how.names),
             seed=settings.seed,
             rows_file=rows / f"quality-{length}.jsonl" if rows is not None else None,
@@ -202,6 +207,9 @@ def _main(
     lengths: Annotated[str, typer.Option(help="Tokens of context, with commas between.")] = "2000,4000,8000",
     questions: Annotated[int, typer.Option(min=1, help="Cases of every kind and length.")] = QUESTIONS,
     asked: Annotated[int | None, typer.Option(min=1, help="Cases of the kind asked.")] = None,
+    half: Annotated[
+        str, typer.Option(help="Of the questions: dev, or test to confirm what was chosen on dev.")
+    ] = "dev",
     kinds: Annotated[str, typer.Option(help=f"Of {', '.join(KINDS)}, with commas between.")] = ",".join(KINDS),
     selections: Annotated[str, typer.Option(help="With commas between; all by default.")] = "",
     densities: Annotated[str, typer.Option(help="With commas between.")] = ",".join(map(str, DENSITIES)),
@@ -223,6 +231,7 @@ def _main(
             densities=[float(one) for one in densities.split(",")],
             kinds=kinds.split(","),
             asked=asked,
+            half=half,
         ),
     )
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -180,17 +180,23 @@ class KvCache(Cache):
                 f"a range is (layers, kv heads, tokens, d) with {len(self.kv_layers)} layers, "
                 f"not {tuple(keys.shape)} and {tuple(values.shape)}"
             )
-        self._require_even()
-        stop = start + keys.shape[2]
-        for layer, k, v in zip(self.kv_layers, keys, values, strict=True):
-            layer.reserve(stop)
-            if not layer.is_initialized:
-                layer.lazy_initialization(k[None], v[None])
-            held = layer.buffers()
+        for number, (k, v) in enumerate(zip(keys, values, strict=True)):
+            held = self.room(number, start, start + keys.shape[2], k)
             with torch.no_grad():
-                held[0][:, :, start:stop] = k
-                held[1][:, :, start:stop] = v
-            layer.length = max(layer.length, stop)
+                held[0].copy_(k)
+                held[1].copy_(v)
+
+    def room(self, layer: int, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the slots [start, stop) of a layer, keys and values (batch, kv heads, slots, d), to be filled; they
+        are of the type and heads of `like` (kv heads, any, d). All layers must be filled alike."""
+        self._require_even()
+        held = self.kv_layers[layer]
+        held.reserve(stop)
+        if not held.is_initialized:
+            held.lazy_initialization(like[None], like[None])
+        held.length = max(held.length, stop)
+        keys, values = held.buffers()
+        return keys[:, :, start:stop], values[:, :, start:stop]
 
     def keep(self, slots: Sequence[Tensor], merge: Merge | None = None) -> None:
         """Of every layer and kv head only these slots, ascending: for every layer (kv heads, kept), or (1, kept) for

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rag.engine.attend import read_as_asked
 from rag.engine.cache import KvCache
@@ -15,6 +16,9 @@ from rag.engine.errors import EngineError
 from rag.engine.model import EngineModel
 
 __all__ = ["LayerPass"]
+
+_LAST = 16
+"""Tokens that the last layer answers for: one alone is read by other kernels, which round otherwise."""
 
 
 class LayerPass:
@@ -27,6 +31,8 @@ class LayerPass:
 
     def __init__(self, model: EngineModel, cache: KvCache, ids: Sequence[int], slots: Sequence[int]) -> None:
         model.require_chunk_reuse()
+        if cache.dropped:
+            raise EngineError(f"{cache.dropped} tokens of this cache are gone: slots are no positions any more")
         self._model, self._cache, self._body = model, cache, model.model.base_model
         self.slots = torch.tensor(list(slots), device=model.device)
         self.layer = 0
@@ -67,6 +73,29 @@ class LayerPass:
                 **asked,
             )
         self.layer += 1
+
+    def finish(self) -> None:
+        """Runs the layers that are left. Of the last one only what it keeps of every token is computed, and its output
+        for the last few, since the last alone answers; unless the cache asks for a way of reading of its own."""
+        while self.layer < self._model.layers - 1:
+            self.step()
+        if self.layer < self._model.layers:
+            if len(self.slots) > _LAST and not self._cache.attention:
+                self._store()
+                self.keep(torch.arange(len(self.slots) - _LAST, len(self.slots), device=self.slots.device))
+            self.step()
+
+    def _store(self) -> None:
+        """Writes the keys and values of the layer that is to run, and does nothing else of it."""
+        layer = self._body.layers[self.layer]
+        attention, shape = layer.self_attn, (1, len(self.slots), -1, self._model.head_dim)
+        with torch.no_grad(), self._cache.writing_at(self.slots):
+            hidden = layer.input_layernorm(self._hidden)
+            keys = attention.k_proj(hidden).view(shape)
+            if hasattr(attention, "k_norm"):  # Qwen 3
+                keys = attention.k_norm(keys)
+            turned = apply_rotary_pos_emb(keys.transpose(1, 2)[:, :0], keys.transpose(1, 2), *self._turns)[1]
+            self._cache.update(turned, attention.v_proj(hidden).view(shape).transpose(1, 2), self.layer)
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with the tokens in `rows` (ascending places in `slots`)."""

@@ -5,10 +5,12 @@ RoFormer, arXiv 2104.09864. In the half-split layout of Llama, Qwen and Mistral,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-__all__ = ["rotate"]
+__all__ = ["rotate", "turn", "turns"]
 
 
 def rotate(keys: Tensor, delta: int, frequencies: Tensor) -> Tensor:
@@ -18,9 +20,25 @@ def rotate(keys: Tensor, delta: int, frequencies: Tensor) -> Tensor:
     """
     if delta == 0:
         return keys
-    angles = frequencies.double() * delta  # thousands of radians lose digits in float32
-    cos, sin = (part.float().to(keys.device) for part in (angles.cos(), angles.sin()))
+    out = torch.empty_like(keys)
+    turn(keys, *turns([(delta, 1)], frequencies, keys.device), out)
+    return out
+
+
+def turns(moves: Iterable[tuple[int, int]], frequencies: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (tokens, d/2), float32, that move the tokens by `moves`: (positions, number of tokens)."""
+    cosines, sines = [], []
+    for delta, count in moves:
+        angles = frequencies.double() * delta  # thousands of radians lose digits in float32
+        cosines.append(angles.cos().float().expand(count, -1))
+        sines.append(angles.sin().float().expand(count, -1))
+    return torch.cat(cosines).to(device), torch.cat(sines).to(device)
+
+
+def turn(keys: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Writes `keys` (..., tokens, d), turned by what `turns` gives, to `out`; computed in float32."""
+    half = keys.shape[-1] // 2
     with torch.no_grad():
         first, second = keys.float().chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(keys.dtype)
+        out[..., :half] = first * cos - second * sin
+        out[..., half:] = second * cos + first * sin

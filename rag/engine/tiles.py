@@ -17,8 +17,6 @@ __all__ = ["ROWS", "attend_in_tiles", "faster_in_tiles", "tile"]
 ROWS = 64
 _COLUMNS = 64
 """Key counts are rounded up to this, so that few shapes of products occur: each new one is compiled."""
-_TOGETHER = 2048
-"""Up to so many keys, all key heads are one product; beyond, a head at a time stays in the cache of the CPU."""
 
 
 def faster_in_tiles(device: torch.device, dtype: torch.dtype) -> bool:
@@ -33,20 +31,27 @@ def attend_in_tiles(query: Tensor, key: Tensor, value: Tensor, places: Tensor, s
     """
     _, heads, queries, width = query.shape
     kv_heads, slots = key.shape[1:3]
-    out = query.new_empty(1, queries, heads, value.shape[-1])
+    out = query.new_empty(kv_heads, heads // kv_heads, queries, value.shape[-1])
     columns, last = torch.arange(slots), places.tolist()
     grouped = (query[0] * scaling).reshape(kv_heads, heads // kv_heads, queries, width)
-    keys, values = key[0].transpose(1, 2), value[0]
     for start in range(0, queries, ROWS):
         stop = min(queries, start + ROWS)
         end = min(slots, _up(last[stop - 1] + 1))
-        open_until = last[start] + 1
-        unseen = columns[open_until:end] > places[start:stop, None]
-        step = kv_heads if end <= _TOGETHER else 1
-        heads_of = [slice(at, at + step) for at in range(0, kv_heads, step)]
-        parts = [tile(grouped[own, :, start:stop], keys[own, :, :end], values[own, :end], unseen) for own in heads_of]
-        out[0, start:stop] = torch.cat(parts).reshape(heads, stop - start, -1).transpose(0, 1)
-    return out
+        unseen = columns[last[start] + 1 : end] > places[start:stop, None]
+        for head in range(kv_heads):
+            part = grouped[head, :, start:stop]
+            out[head, :, start:stop] = _head_tile(part, key[0, head, :end], value[0, head, :end], unseen)
+    return out.reshape(1, heads, queries, -1).transpose(1, 2)
+
+
+def _head_tile(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
+    """`tile` for one key head, (group, rows, d). Two plain products: torch copies the keys and values of a batched one,
+    since those of a cache lie further apart than they are long."""
+    group, rows, width = query.shape
+    scores = torch.mm(query.reshape(group * rows, width), keys.T)
+    if unseen.shape[-1]:
+        scores.view(group, rows, -1)[..., -unseen.shape[-1] :].masked_fill_(unseen, -torch.inf)
+    return torch.mm(scores.softmax(-1), values).view(group, rows, -1)
 
 
 def tile(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ REPAIRS: Mapping[str, tuple[str, ...]] = {
     "cache-craft": ("alpha",),
     "prophet": ("share", "window"),
     "info-flow": ("share", "window"),
-    "asked": ("k", "share", "head", "depth"),
+    "asked": ("k", "share", "head", "depth", "late"),
     "auto": ("bound", "floor", "table"),
 }
 """Name -> parameters, those of the class in `rag.engine.repair` of that name."""

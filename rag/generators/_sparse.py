@@ -21,22 +21,26 @@ SELECTIONS: Mapping[str, tuple[str, ...]] = {
     "auto": ("table",),
     "sink-recent": ("budget", "sink", "q_block"),
     "chunk-block": (
-        "density", "anchor", "floor", "prior_weight", "score", "question_dense", "refresh", "split", "longer_than",
+        "density", "anchor", "floor", "prior_weight", "prior_share", "score", "context", "question_dense", "refresh",
+        "split", "longer_than", "dense_layers",
     ),
     "dhsa": ("budget_prefill", "budget_decode", "block_size", "local_tokens", "pooling", "sink", "q_block"),
-    "dma": ("keep_window_size", "local", "strength", "trained", "q_block"),
+    "dma": ("keep_window_size", "local", "strength", "trained", "weights", "q_block"),
     "tokenselect": ("top_k", "n_init", "n_local", "threshold", "prefill", "q_block"),
     "quest": ("budget", "page_size", "dense_layers", "prefill", "q_block"),
     "flexprefill": ("gamma", "tau", "min_budget", "block_size"),
     "hip": ("sink", "window", "chunk_sizes", "keeps", "q_block", "q_stride", "refresh"),
     "hisa": ("top_k", "top_m", "block_size", "q_block"),
     "longheads": ("attention_length", "chunk_size", "q_block"),
+    "chunkllm": ("budget", "chunk_size", "sink", "local", "refresh", "weights", "trained", "q_block"),
+    "sparda": ("budget", "page_size", "init_blocks", "local", "dense_layers", "weights", "trained", "q_block"),
+    "token-skip": ("keep", "start", "every", "least", "probes", "sink", "local", "q_block"),
     "compact": ("inner", "q_block"),
     "mac": ("inner", "threshold", "capacity", "amend"),
     "share": ("inner", "layers", "start"),
 }  # fmt: skip
 """Name -> parameters, those of the class in `rag.engine.attention` of that name."""
-EXECUTORS = ("auto", "dense_mask", "gather", "flex")
+EXECUTORS = ("auto", "dense_mask", "gather", "flex", "triton")
 
 
 class _Settings(Protocol):

@@ -129,17 +129,14 @@ class SparsePrompt:
         """All passes from now on are of the answer."""
         self._prefill = self.sparse.stats
 
-    def told(self, device: torch.device) -> SparseTold:
+    def told(self) -> SparseTold:
         stats = self.sparse.stats
         prompt = self._prefill or stats
         pairs = stats.causal_pairs - prompt.causal_pairs
         decode = min(1.0, (stats.kept_pairs - prompt.kept_pairs) / pairs) if pairs else None
-        ran = stats.executor
-        if ran == "auto":
-            ran = "flex and gather" if device.type == "cuda" else "gather"
         read = self.watched.seen.mean(len(self.watched.spans))
-        whole, before = (min(1.0, one.density) for one in (stats, prompt))  # sums in float32 round
-        return SparseTold(stats.selection, ran, whole, before, decode, read, stats.unread_masks)
+        whole, before = (min(1.0, one.density) for one in (stats, prompt))
+        return SparseTold(stats.selection, stats.ran, whole, before, decode, read, stats.unread_masks)
 
 
 def sparse_prompt(spec: Attention, engine: EngineModel, plan: Plan) -> SparsePrompt | None:
@@ -178,15 +175,14 @@ def _units(spans: Sequence[tuple[int, int]], plan: Plan) -> Units:
 
 def unread_spans(selection: Selection, units: Units) -> tuple[int, ...]:
     """The numbers of the spans that no row outside of them ever reads, as far as that is known before any key is: of
-    `chunk-block` whose anchor and `floor` chunks by prior leave no room for another unit, and whose question chooses
-    too."""
+    `chunk-block` whose chunks read themselves, whose question chooses too, and whose anchor and `floor` chunks by prior
+    leave no room for another unit."""
     if not isinstance(selection, ChunkBlock) or selection.question_dense or selection.density >= 1 or not len(units):
         return ()
-    parts = units.split(selection.split, longer_than=selection.longer_than)
-    always = parts.starts < selection.anchor
-    if units.priors is not None and selection.floor:
-        best = units.priors.argsort(descending=True, stable=True)[: selection.floor]
-        always = always | torch.isin(parts.parents, best)
+    if selection.context != "own" or selection.dense_layers:
+        return ()
+    layout = selection.layout(units)
+    parts, always = layout.units, layout.always
     if bool(always.all()):
         return ()
     left = int(selection.density * int(parts.lengths.sum())) - int(parts.lengths[always].sum())

@@ -147,7 +147,7 @@ class LocalGenerator(Generator):
             with self._decoder.lock, as_rag_errors("relay"):
                 self._answers.keep(reading.cache, plan.ids, written.tokens)
         first, ended = written.first - started, time.perf_counter() - started
-        read = sparse.told(self._decoder.required.device) if sparse else None
+        read = sparse.told() if sparse else None
         stats = stats_of(reading, len(plan.ids), written, first, ended, draft, read)
         return self._made(plan, reading, written, self._deviations(stats, reading, plan.ids, written.tokens), read)
 

@@ -93,7 +93,15 @@ def test_everything_kept_gives_the_dense_answer_and_short_prompts_stay_dense(rag
 
 
 def test_the_selectors_scores_are_the_prior_and_explain_says_what_was_read(rag: Rag, home: Path, index: Path) -> None:
-    spec = {"use": "chunk-block", "density": 0.05, "anchor": 0, "floor": 1, "question_dense": False}
+    spec = {
+        "use": "chunk-block",
+        "density": 0.05,
+        "anchor": 0,
+        "floor": 1,
+        "question_dense": False,
+        "context": "own",
+        "split": 64,
+    }
     told = ask(rag, home, index, spec, reuse="chunk")
     best = max(told["bubble"]["hits"], key=lambda hit: hit["score"])["chunk_id"]
     rows = [row for row in notes(told)["segments"] if "chunk_id" in row]

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from eval.bench import attention as bench  # noqa: E402
 from eval.bench._attention_ops import op_rows, states_of  # noqa: E402
 from eval.bench._attention_plans import AROUND, NAMES, plans, selection_at, spec_of  # noqa: E402
+from eval.bench._attention_priors import by_retriever  # noqa: E402
 from eval.bench._attention_prompts import KINDS, Case, cases_of, prose  # noqa: E402
 from eval.bench._attention_quality import DENSE, quality, ranked, row_reads, summary  # noqa: E402
 from eval.bench._attention_report import calibration, chosen  # noqa: E402
@@ -103,6 +104,30 @@ def test_prompts_hold_their_evidence_and_about_the_tokens_asked_for(loaded: Load
             if kind == "asked":
                 assert case.priors == sorted(case.priors, reverse=True)
     assert [case.ids for case in drawn(loaded, data, "asked")] == [case.ids for case in drawn(loaded, data, "asked")]
+
+
+def test_evidence_is_where_it_stands_and_not_wherever_its_words_are(loaded: Loaded, data: Path) -> None:
+    corpus = data / "hotpotqa_200" / "corpus.jsonl"
+    rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+    said = [row["text"] for row in rows]
+    for number, row in enumerate(rows):
+        row["text"] += f"\n{' '.join(said[number].split()[:4])} " + "g " * 220  # said again, in a piece of its own
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for case in drawn(loaded, data, "asked"):
+        assert len(case.evidence) == 1
+        assert words(f"f{case.name[1:]}") <= set(case.chunks[case.evidence[0]])
+
+
+def test_priors_are_a_retrievers_scores_of_the_texts_alone(tmp_path: Path) -> None:
+    texts = ["Rain\nRain falls in spring.", "Tea\nTea is dry leaves.", "Rain\nRain falls in spring.", "Sea\nSalt."]
+    score = by_retriever(tmp_path, "bm25", "hashing")
+    told = score("When does rain fall?", texts)
+    assert told[0] == told[2] > max(told[1], told[3])
+    hybrid = by_retriever(tmp_path, "hybrid", "hashing")
+    first = hybrid("What is tea?", texts)
+    assert max(first) == first[1]
+    assert list(tmp_path.rglob("*.keys.npy"))
+    assert by_retriever(tmp_path, "hybrid", "hashing")("What is tea?", texts) == first
 
 
 def test_prose_is_cut_to_its_length(loaded: Loaded, data: Path) -> None:

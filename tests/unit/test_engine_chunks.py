@@ -17,6 +17,7 @@ from rag.engine.prefill import greedy, prefill  # noqa: E402
 from rag.engine.repair.all import All  # noqa: E402
 from rag.engine.repair.epic import Epic  # noqa: E402
 from rag.engine.repair.naive import Naive  # noqa: E402
+from rag.engine.rotate import rotate  # noqa: E402
 from tests.unit.test_engine_model import SCALINGS, shared, some_ids, tiny  # noqa: E402
 
 PREFIX, QUESTION = some_ids(11, seed=1), some_ids(7, seed=2)
@@ -139,3 +140,16 @@ def test_what_cannot_work_says_so() -> None:
         assemble(tiny(seed=7), cache, lay_out(PREFIX, [block, QUESTION]))
     with pytest.raises(EngineError, match="chunk_tokens"):
         complete(model, cache, lay_out(PREFIX, [block, QUESTION]), chunk_tokens=0)
+
+
+def test_neighbours_are_written_as_each_of_them_alone() -> None:
+    model = shared()
+    first, second, third = blocks_of(model)
+    layout = lay_out(PREFIX, [first, second, some_ids(3), third, QUESTION])
+    together, alone = (prefill(model, PREFIX).cache for _ in range(2))
+    assemble(model, together, layout)
+    alone.reserve(len(layout))
+    for place in layout.placed:
+        alone.write(place.start, rotate(place.block.k, place.start, model.frequencies), place.block.v)
+        for ours, theirs in zip(together.read(0, place.stop), alone.read(0, place.stop), strict=True):
+            assert torch.equal(ours[:, :, place.start :], theirs[:, :, place.start :])

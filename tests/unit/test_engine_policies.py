@@ -73,6 +73,13 @@ def test_a_pass_by_layers_does_what_the_model_does(family: str, attention: str) 
         assert torch.allclose(ours, theirs, atol=1e-5)
     with pytest.raises(EngineError, match="the last token stays"):
         passing.keep(torch.tensor([0, 1]))
+    assemble(model, by_layer, layout)
+    finished = LayerPass(model, by_layer, [layout.ids[i] for i in slots], slots)
+    finished.finish()
+    assert len(finished.slots) == 16 < len(slots)  # nobody reads what else the last layer would give
+    assert torch.allclose(finished.logits(), expected, atol=1e-5)
+    for ours, theirs in zip(by_layer.read(0, len(layout)), by_model.read(0, len(layout)), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 # blend

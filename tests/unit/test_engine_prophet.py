@@ -118,12 +118,30 @@ def test_the_first_tokens_are_repaired_beside_those_that_the_question_takes_most
     assert shallow.repaired_at != plain.repaired_at
 
 
+def test_what_goes_late_stays_as_the_blocks_had_it_in_the_layers_that_are_not_asked() -> None:
+    """Three layers, of which two are asked: the third keeps the block's own keys where a token has left."""
+    policy, given = Asked(k=0, share=0.25, head=0, depth=0.67), parts()
+    whole, half, none = (run(replace(policy, late=late), given) for late in (1.0, 0.5, 0.0))
+    assert whole.repaired_at == half.repaired_at == none.repaired_at
+    plain = run(Naive(), given)
+    read = {done: done.cache.read(0, len(IDS))[1] for done in (whole, half, none, plain)}
+    repaired = list(whole.repaired_at)
+    for done in (half, none):
+        assert torch.equal(read[done][:2], read[whole][:2])
+    left = [at for at in repaired if torch.equal(read[half][2, :, at], read[plain][2, :, at])]
+    assert len(left) == len(repaired) - round(len(repaired) / 2)
+    assert torch.equal(read[none][2][:, repaired], read[plain][2][:, repaired])
+    assert not torch.equal(half.logits, whole.logits)
+    again = run(replace(policy, late=0.5), given, chunk_tokens=64)
+    assert torch.equal(again.logits, half.logits)
+
+
 def test_settings_out_of_range_say_so() -> None:
     for wrong in ({"share": 1.5}, {"window": -1}):
         with pytest.raises(EngineError, match="prophet: share must lie in"):
             Prophet(**wrong)  # type: ignore[arg-type]
         with pytest.raises(EngineError, match="info-flow: share must lie in"):
             InfoFlow(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"share": 1.5}, {"head": -1}, {"k": -1}, {"depth": 0}):
+    for wrong in ({"share": 1.5}, {"head": -1}, {"k": -1}, {"depth": 0}, {"late": 2}):
         with pytest.raises(EngineError, match="asked: "):
             Asked(**wrong)  # type: ignore[arg-type]

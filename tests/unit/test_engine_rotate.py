@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from rag.engine import EngineError  # noqa: E402
 from rag.engine.blocks import KvBlock, cut_block, make_block  # noqa: E402
 from rag.engine.model import FAMILIES, EngineModel  # noqa: E402
-from rag.engine.rotate import rotate  # noqa: E402
+from rag.engine.rotate import rotate, turn, turns  # noqa: E402
 from tests.unit.test_engine_model import SCALINGS, shared, some_ids, tiny  # noqa: E402
 
 
@@ -88,3 +88,13 @@ def test_blocks_that_do_not_fit_themselves_are_refused() -> None:
     ):
         with pytest.raises(EngineError, match=r"block|variance"):
             KvBlock(ids, k, v, "", variance)
+
+
+def test_many_moves_in_one_call_are_each_of_them_alone() -> None:
+    source = torch.Generator().manual_seed(0)
+    keys = torch.randn(2, 9, 16, generator=source).bfloat16()
+    frequencies = 1 / 10_000.0 ** (torch.arange(0, 16, 2) / 16)
+    out = torch.zeros_like(keys)
+    turn(keys, *turns([(5, 4), (0, 2), (1900, 3)], frequencies, keys.device), out)
+    parts = [rotate(keys[:, :4], 5, frequencies), keys[:, 4:6], rotate(keys[:, 6:], 1900, frequencies)]
+    assert torch.equal(out, torch.cat(parts, dim=1))

@@ -8,7 +8,6 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
-from rag.engine import tiles  # noqa: E402
 from rag.engine.attention import Sparse, read_sparsely  # noqa: E402
 from rag.engine.attention.dense import Dense  # noqa: E402
 from rag.engine.chunks import complete  # noqa: E402
@@ -72,9 +71,7 @@ def test_nothing_later_is_read() -> None:
     assert not torch.equal(before[:, ~rows], after[:, ~rows])
 
 
-@pytest.mark.parametrize("together", [2048, 64])
-def test_a_row_is_the_same_whatever_runs_with_it(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_TOGETHER", together)
+def test_a_row_is_the_same_whatever_runs_with_it() -> None:
     query, key, value = drawn(700, 700)
     whole = attend_in_tiles(query, key, value, torch.arange(700), 0.25)
     for start, stop in ((0, 100), (100, 101), (101, 333), (333, 700)):

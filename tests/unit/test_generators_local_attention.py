@@ -64,6 +64,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "hip": {"sink": 16, "window": 64, "chunk_sizes": [16, 4], "keeps": [128, 64], "q_block": 16},
     "hisa": {"top_k": 192, "top_m": 8, "block_size": 32, "q_block": 32},
     "longheads": {"attention_length": 256, "chunk_size": 64, "q_block": 64},
+    "chunkllm": {"budget": 256, "trained": False},
+    "sparda": {"budget": 256, "trained": False},
+    "token-skip": {"keep": 0.5, "start": 0, "every": 1, "least": 64},
     "compact": {"inner": _QUEST, "q_block": 128},
     "mac": {"inner": _QUEST},
     "share": {"inner": _QUEST, "start": 0},
@@ -113,7 +116,7 @@ def test_every_selection_has_a_name_and_its_parameters() -> None:
         ("sparse", "must be one of dense, auto, sink-recent"),
         ({"density": 0.5}, "must be one of dense"),
         ({"use": "quest", "density": 0.5}, "quest has no parameter 'density'; parameters: budget, page_size"),
-        ({"use": "quest", "executor": "fast"}, "executor must be one of auto, dense_mask, gather, flex, not 'fast'"),
+        ({"use": "quest", "executor": "fast"}, "must be one of auto, dense_mask, gather, flex, triton, not 'fast'"),
         ({"use": "mac", "inner": "auto"}, "must be one of dense, sink-recent"),
         ({"use": "mac", "inner": {"use": "quest", "executor": "gather"}}, "quest has no parameter 'executor'"),
         ({"use": "quest", "budget": {"a": 1}}, "budget cannot be"),
@@ -226,7 +229,15 @@ def test_prefixes_of_sparse_prompts_change_no_answer(folder: Path, name: str) ->
 
 @pytest.mark.slow
 def test_the_prior_says_what_is_read(folder: Path) -> None:
-    spec = {"use": "chunk-block", "density": 0.05, "anchor": 0, "floor": 2, "question_dense": False}
+    spec = {
+        "use": "chunk-block",
+        "density": 0.05,
+        "anchor": 0,
+        "floor": 2,
+        "question_dense": False,
+        "context": "own",
+        "split": 64,
+    }
     rows = asked(local(folder, spec)).notes["segments"]
     assert [row["part"] for row in rows if row["read"] == 0] == ["1", "3", "5", "6"]
     assert [row["part"] for row in rows if row["read"] == 1] == ["start", "2", "4", "question"]

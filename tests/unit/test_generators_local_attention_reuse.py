@@ -13,7 +13,10 @@ from tests.unit.test_generators_local_attention import asked, folder, local
 
 __all__ = ["folder"]
 
-PRIOR = {"use": "chunk-block", "density": 0.05, "anchor": 0, "floor": 2, "question_dense": False}
+PRIOR = {
+    "use": "chunk-block", "density": 0.05, "anchor": 0, "floor": 2, "question_dense": False, "context": "own",
+    "split": 64, "longer_than": 256,
+}  # fmt: skip
 """Reads the chunks 2 and 4 of ALL; the first one is loaded for the repairs."""
 
 
@@ -35,7 +38,7 @@ def test_what_nobody_reads_is_known_by_the_prior_alone() -> None:
     assert unread(floor=1, anchor=211) == (3,)  # a part of the third is read
     assert unread(question_dense=True) == unread(density=1.0) == unread(floor=4) == ()
     assert unread(density=0.9) == ()  # there is room for what the scores say
-    assert unread(density=(490 + 39) / 630) == (0, 3)
+    assert unread(density=(490 + 35) / 630) == (0, 3)
     assert unread(density=(490 + 41) / 630) == ()
     bare = Units.of_spans([(10, 110), (110, 210)])
     assert unread(bare, anchor=20) == (1,)

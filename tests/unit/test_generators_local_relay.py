@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 from rag.answer import Citation, Generation  # noqa: E402
 from rag.config import PipelineConfig  # noqa: E402
+from rag.engine.layers import LayerPass  # noqa: E402
 from rag.engine.model import EngineModel  # noqa: E402
 from rag.engine.repair.relay import Relay  # noqa: E402
 from rag.errors import ConfigError  # noqa: E402
@@ -62,15 +63,20 @@ def complete(ours: LocalGenerator, prompt: str) -> tuple[str, Relayed]:
 
 
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of tokens of every run of the model, as they come."""
+    """The number of tokens of every run of the model, as they come, and of every whole pass layer by layer."""
     noted: list[int] = []
-    run = EngineModel.run
+    run, finish = EngineModel.run, LayerPass.finish
 
     def spy(self: Any, ids: Any, *given: Any, **named: Any) -> Any:
         noted.append(len(ids))
         return run(self, ids, *given, **named)
 
+    def spy_pass(self: Any) -> None:
+        noted.append(len(self.slots))
+        finish(self)
+
     monkeypatch.setattr(EngineModel, "run", spy)
+    monkeypatch.setattr(LayerPass, "finish", spy_pass)
     return noted
 
 

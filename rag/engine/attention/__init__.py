@@ -13,8 +13,11 @@ One file for each selection, named like it:
     hisa          blocks first, then tokens in them
     longheads     chunks by a key that attention pools
     dma           tokens by a gate on their values
+    chunkllm      the prompt's chunks by adapted queries and keys, anew where a chunk ends
+    sparda        pages by what the layer before forecasts
+    token_skip    tokens by a probe's attention, fewer in deeper layers
 
-and three around any of them:
+of which dma, chunkllm and sparda can be trained (`python -m eval.train_attention`); and three around any of them:
 
     share         one choice for several layers
     compact       one choice for all rows of a chunk of the prompt

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -145,37 +144,67 @@ class Kept:
         read = self.opened[:, :, block].index_select(-1, self._unit_of[:length])
         return read if slots is None else pad(read, (0, slots - length))
 
+    @cached_property
+    def edges(self) -> Tensor:
+        """`local`, where the choice is."""
+        return torch.tensor(self.local, device=self.keep.device)
+
+    @cached_property
+    def _kept_before(self) -> tuple[Tensor, Tensor]:
+        """Slots in kept units before each unit (batch, kv heads, row blocks, units + 1), and in any (units + 1)."""
+        lengths = self.units.lengths.int()
+        kept = (self.keep * lengths).cumsum(-1, dtype=torch.int32)
+        return pad(kept, (1, 0)), pad(lengths.cumsum(-1, dtype=torch.int32), (1, 0))
+
+    def reads_before(self, marks: Tensor) -> Tensor:
+        """How many slots before each mark are open or in a kept unit: (batch, kv heads, row blocks, marks) for marks
+        (row blocks, marks), slots in any order. int32."""
+        units, shape = self.units, (*self.keep.shape[:2], *marks.shape)
+        if not len(units):
+            return marks.int().expand(shape)
+        kept, held = self._kept_before
+        unit = torch.searchsorted(units.starts, marks, right=True) - 1
+        at = unit.clamp(min=0)
+        inside = torch.where(unit < 0, 0, (marks - units.starts[at]).minimum(units.lengths[at])).int()
+        of_block = at.expand(shape)
+        own = kept.gather(-1, of_block) + self.keep.gather(-1, of_block) * inside
+        return own + (marks.int() - held[at] - inside)
+
     def pairs(self, step: Step) -> Tensor | int:
         """How many pairs of a query and a slot are read: summed over batch and kv heads."""
         if step.queries == 1:
             return self.read_slots(step)
-        near, far = 0, self._far(step, 0) * self.rows[1]
-        for block, (start, stop) in enumerate(pairwise(self.rows)):
-            near += int(step.places[start:stop].sum()) - (stop - start) * (self.local[block] - 1)
-            if block:
-                far = far + self._far(step, block) * (stop - start)
-        return far + near * step.batch * step.kv_heads
+        sizes, local = torch.tensor(self.rows).diff(), torch.tensor(self.local)
+        near = int(step.places.sum()) - int((sizes * (local - 1)).sum())
+        return self._far(step, sizes) + near * step.batch * step.kv_heads
 
-    def _far(self, step: Step, block: int) -> Tensor | int:
-        """Slots that a row of the block reads before its local ones, summed over batch and kv heads."""
+    def _far(self, step: Step, weights: Tensor) -> Tensor | int:
+        """Slots that a row of each block reads before its local ones, times `weights` (row blocks), on the CPU: summed
+        over batch, kv heads and blocks."""
         size = self.units.size
-        if self.index is not None and size is not None and size * len(self.units) <= self.local[block]:
+        if self.index is not None and size is not None and size * len(self.units) <= min(self.local):
             skipped = (len(self.units) - self.index.shape[-1]) * size
-            return (self.local[block] - skipped) * step.batch * step.kv_heads
-        return self.past(block).sum(-1).expand(step.batch, step.kv_heads).sum()
+            rows = int((weights * (torch.tensor(self.local) - skipped)).sum())
+            return rows * step.batch * step.kv_heads
+        far = self.reads_before(self.edges[:, None])[..., 0]
+        return (far.long() * weights.to(far.device)).expand(step.batch, step.kv_heads, -1).sum()
 
     def read_slots(self, step: Step) -> Tensor | int:
         """Slots of which at least one row reads the key and value, summed over batch and kv heads."""
         if len(self.local) == 1:
             last = step.first if step.queries == 1 else int(step.places[-1])
             near = last + 1 - self.local[0]
-            return self._far(step, 0) + near * step.batch * step.kv_heads
-        slots = torch.arange(step.slots, device=step.device)
-        union = torch.zeros(1, 1, step.slots, dtype=torch.bool, device=step.device)
-        for block, stop in enumerate(self.rows[1:]):
-            last = int(step.places[stop - 1])
-            union = union | self.past(block, step.slots) | ((slots >= self.local[block]) & (slots <= last))
-        return union.expand(step.batch, step.kv_heads, -1).sum()
+            return self._far(step, torch.ones(1, dtype=torch.long)) + near * step.batch * step.kv_heads
+        reach = torch.where(self.opened, self.edges[:, None], 0).amax(2)  # a unit is read up to the furthest local
+        slots = torch.arange(step.slots, device=reach.device)
+        far = slots < reach.index_select(-1, self.units.of_slots(step.slots))
+        one, ends_at = torch.ones(len(self.local), dtype=torch.int32), step.places[torch.tensor(self.rows[1:]) - 1] + 1
+        begins, ends = (
+            torch.zeros(step.slots + 1, dtype=torch.int32).index_add_(0, at, one)
+            for at in (torch.tensor(self.local), ends_at)
+        )
+        near_slots = ((begins - ends).cumsum(0) > 0)[:-1].to(far.device)
+        return (far | near_slots).expand(step.batch, step.kv_heads, -1).sum()
 
 
 @dataclass(eq=False, slots=True)

@@ -11,7 +11,16 @@ from torch import Tensor
 from rag.engine.attention._base import Memory, Step
 from rag.engine.attention.units import Units
 
-__all__ = ["fill", "page_extremes", "page_summaries", "products", "standardised", "unit_extremes", "upper_bound"]
+__all__ = [
+    "fill",
+    "page_extremes",
+    "page_summaries",
+    "products",
+    "standardised",
+    "unit_extremes",
+    "upper_bound",
+    "whole_extremes",
+]
 
 FEW = 16
 """Rows, those of one token's heads: in decoding."""
@@ -87,6 +96,33 @@ def unit_extremes(key: Tensor, units: Units) -> Tensor:
     room = key.new_zeros(*key.shape[:2], len(units) + 1, key.shape[3])
     ends = [room.scatter_reduce(2, index, read, how, include_self=False)[:, :, :-1] for how in ("amax", "amin")]
     return torch.cat(ends, dim=-1)
+
+
+@dataclass(eq=False, slots=True)
+class _Whole:
+    """`rows` of the first `done` units of `of`."""
+
+    of: Units
+    rows: Tensor
+    done: int = 0
+
+    def rewind(self, slots: int) -> None:
+        self.done = min(self.done, int((self.of.stops <= slots).sum()))
+
+
+def whole_extremes(step: Step, memory: Memory, units: Units, slots: int) -> Tensor:
+    """As `unit_extremes`, of the units that are whole among the first `slots`, held from pass to pass."""
+    count = int((units.stops <= slots).sum())
+    held: _Whole | None = memory.held.get("whole extremes")
+    if held is None or held.of is not units:
+        room = step.key.new_empty(step.batch, step.kv_heads, len(units), 2 * step.key.shape[3])
+        held = memory.held["whole extremes"] = _Whole(units, room)
+    if count > held.done:
+        first, stop = int(units.starts[held.done]), int(units.stops[count - 1])
+        fresh = Units(units.starts[held.done : count] - first, units.stops[held.done : count] - first, units.parents)
+        held.rows[:, :, held.done : count] = unit_extremes(step.key[:, :, first:stop].detach(), fresh)
+        held.done = count
+    return held.rows[:, :, :count]
 
 
 def upper_bound(query: Tensor, extremes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rag.engine.attention._around import Around
 from rag.engine.attention._base import Kept, Memory, Selection, Step
 from rag.engine.attention.quest import Quest
 from rag.engine.errors import EngineError
@@ -22,7 +23,7 @@ __all__ = ["Compact"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compact(Selection):
+class Compact(Around):
     """`inner` chooses; the rows of a chunk of `q_block` slots read what any of them does, and all of their chunk. More
     is read than `inner` asks for: compare the densities. Decoding is that of `inner`."""
 
@@ -32,11 +33,10 @@ class Compact(Selection):
     q_block: int = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         inside = int(getattr(self.inner, "q_block", 1))
         if self.q_block < 1 or self.q_block % inside:
             raise EngineError(f"compact: q_block must be a multiple of that of inner, {inside}, not {self.q_block}")
-        if self.inner.foresight == "pass":
-            object.__setattr__(self, "foresight", "pass")
 
     @property
     def label(self) -> str:

@@ -9,46 +9,36 @@ length, and the least alike head of the batch decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rag.engine.attention._base import Kept, Memory, Selection, Step
-from rag.engine.attention.quest import Quest
+from rag.engine.attention._around import Around
+from rag.engine.attention._base import Kept, Memory, Step
 from rag.engine.errors import EngineError
 
 __all__ = ["Mac"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mac(Selection):
+class Mac(Around):
     """In decoding, the choices of `inner` for the last `capacity` queries that had to choose are held. The nearest of
     them is taken over where its distance is below `threshold`; 0 never does. `amend` slots before its place are read in
     full, and all since."""
 
     name: ClassVar[str] = "mac"
-    foresight: ClassVar[Literal["none", "block", "pass"]] = "block"
-    inner: Selection = field(default_factory=Quest)
     threshold: float = 0.45
     capacity: int = 512
     amend: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.threshold < 0 or self.capacity < 1 or self.amend < 0:
             raise EngineError(
                 "mac: threshold must be >= 0, capacity >= 1 and amend >= 0, not "
                 f"{self.threshold}, {self.capacity} and {self.amend}"
             )
-        object.__setattr__(self, "foresight", self.inner.foresight)  # the same as the one that chooses
-
-    @property
-    def q_block(self) -> int:
-        return int(getattr(self.inner, "q_block", 1))
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}({self.inner.label})"
 
     def select(self, step: Step, memory: Memory) -> Kept | None:
         if step.queries > 1:

@@ -6,35 +6,29 @@ any selection chooses in one layer, and the next ones read the same slots of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from rag.engine.attention._base import Kept, Memory, Selection, Step
-from rag.engine.attention.quest import Quest
+from rag.engine.attention._around import Around
+from rag.engine.attention._base import Kept, Memory, Step
 from rag.engine.errors import EngineError
 
 __all__ = ["Share"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share(Selection):
+class Share(Around):
     """`inner` chooses in the layer `start` and every `layers`-th from there, and each time for the ones up to the next;
     before `start` for every layer alone. A bias of the chosen is not shared: it is of one layer's keys."""
 
     name: ClassVar[str] = "share"
-    foresight: ClassVar[Literal["none", "block", "pass"]] = "block"
-    inner: Selection = field(default_factory=Quest)
     layers: int = 2
     start: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layers < 1 or self.start < 0:
             raise EngineError(f"share: layers must be >= 1 and start >= 0, not {self.layers} and {self.start}")
-        object.__setattr__(self, "foresight", self.inner.foresight)  # the same as the one that chooses
-
-    @property
-    def q_block(self) -> int:
-        return int(getattr(self.inner, "q_block", 1))
 
     @property
     def label(self) -> str:

@@ -6,6 +6,7 @@ that is registered for attention alone would get no mask at all, and read paddin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from rag.engine.attention._base import Kept, Memory, Selection, Step
-from rag.engine.attention.executors import EXECUTORS, Execute, ExecutorName, executor_for
-from rag.engine.attention.executors.gather import gather, in_tiles
+from rag.engine.attention.executors import EXECUTORS, ExecutorName, executor_for, ran_as
+from rag.engine.attention.executors.gather import in_tiles
 from rag.engine.attention.units import Units
 from rag.engine.errors import EngineError
 from rag.engine.tiles import attend_in_tiles
@@ -32,16 +33,29 @@ NAME = "chunkwise-sparse"
 @dataclass(frozen=True, slots=True)
 class AttentionStats:
     """What was read, summed over passes, layers, sequences and kv heads. Pairs are of a query and a slot; `read_bytes`
-    are of the keys and values that a pass read at all, out of `held_bytes` that it could have."""
+    are of the keys and values that a pass read at all, out of `held_bytes` that it could have.
+
+    `executor` is what was asked for; `prefill_executor` and `decode_executor` (passes of one token) name what ran, the
+    one that read most layers first: "dense" where a selection kept all, or a mask could not be read; "" without a pass.
+    """
 
     selection: str
     executor: str
-    kept_pairs: float = 0.0
-    causal_pairs: float = 0.0
+    kept_pairs: int = 0
+    causal_pairs: int = 0
     read_bytes: int = 0
     held_bytes: int = 0
     unread_masks: int = 0
     """Passes of one layer that were dense because their mask was not causal, with padding at the ends or without."""
+    prefill_executor: str = ""
+    decode_executor: str = ""
+
+    @property
+    def ran(self) -> str:
+        """The executors that ran in prefill and in decoding, in words."""
+        if not self.decode_executor or self.prefill_executor in ("", self.decode_executor):
+            return self.prefill_executor or self.decode_executor
+        return f"{self.prefill_executor} in prefill, {self.decode_executor} in decoding"
 
     @property
     def density(self) -> float:
@@ -65,7 +79,9 @@ class Sparse:
     _memories: dict[tuple[int, int], Memory] = field(default_factory=dict, init=False)
     _across: dict[int, dict[str, Any]] = field(default_factory=dict, init=False)
     _mask: tuple[Tensor, list[_Part] | None] | None = field(default=None, init=False)
-    _pairs: list[Any] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0, 0], init=False)
+    _pairs: list[Any] = field(default_factory=lambda: [0, 0, 0, 0, 0], init=False)
+    """Whole numbers, on the device where they were counted: a sum of float32 loses pairs beyond 2^24."""
+    _ran: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()), init=False)
 
     def __post_init__(self) -> None:
         if self.executor != "auto" and self.executor not in EXECUTORS:
@@ -80,8 +96,11 @@ class Sparse:
 
     @property
     def stats(self) -> AttentionStats:
-        kept, causal, read, held, masks = (float(one) for one in self._pairs)
-        return AttentionStats(self.selection.label, self.executor, kept, causal, int(read), int(held), int(masks))
+        prefill, decode = (" and ".join(name for name, _ in one.most_common()) for one in self._ran)
+        kept, causal, read, held, masks = (int(one) for one in self._pairs)
+        return AttentionStats(
+            self.selection.label, self.executor, kept, causal, read, held, masks, prefill, decode
+        )  # fmt: skip
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
@@ -121,10 +140,11 @@ class Sparse:
         return kept
 
     def _run(self, step: Step, kept: Kept | None) -> Tensor:
-        run: Execute = gather if kept is None else executor_for(self.executor, step)
+        name = "gather" if kept is None else executor_for(self.executor, step)
+        self._ran[step.queries == 1]["dense" if kept is None else ran_as(name, step)] += 1
         kept = kept or _everything(step)
         self._count(step, kept.pairs(step), kept.read_slots(step))
-        return run(step if kept.bias is None else step.biased(kept.bias), kept)
+        return EXECUTORS[name](step if kept.bias is None else step.biased(kept.bias), kept)
 
     def _units(self, sequence: int) -> Units | None:
         units = self.units
@@ -150,14 +170,15 @@ class Sparse:
 
     def _count_dense(self, query: Tensor, key: Tensor) -> None:
         queries, slots = query.shape[2], key.shape[2]
-        pairs = queries * slots - queries * (queries - 1) / 2
+        pairs = queries * slots - queries * (queries - 1) // 2
+        self._ran[queries == 1]["dense"] += 1
         self._add(key, pairs * key.shape[0] * key.shape[1], None, slots * key.shape[0] * key.shape[1])
 
     def _count(self, step: Step, kept: Tensor | int, read: Tensor | int) -> None:
         heads = step.batch * step.kv_heads
         self._add(step.key, step.causal_pairs * heads, (kept, read), step.slots * heads)
 
-    def _add(self, key: Tensor, causal: float, kept: tuple[Tensor | int, Tensor | int] | None, held: int) -> None:
+    def _add(self, key: Tensor, causal: int, kept: tuple[Tensor | int, Tensor | int] | None, held: int) -> None:
         width = 2 * key.shape[3] * key.element_size()
         pairs, read = kept if kept is not None else (causal, held)
         for at, more in enumerate((pairs, causal, read * width, held * width)):

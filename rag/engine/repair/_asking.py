@@ -42,6 +42,11 @@ class QuestionRepair(RepairPolicy, Protocol):
         """The share of the layers that are asked."""
         return 1.0
 
+    @property
+    def late(self) -> float:
+        """Of the chosen tokens, the share that also runs through the layers that are not asked."""
+        return 1.0
+
     def asking(self, new: Sequence[int]) -> Sequence[int]:
         """Which of the `new` positions after the last block ask; a stretch of them."""
 
@@ -76,8 +81,14 @@ class QuestionRepair(RepairPolicy, Protocol):
         if keep_going is not None and not keep_going(done, done + total):
             raise InterruptedPrefillError(done, done + total)
         chosen = [rest[int(row)] for row in scores.argsort(descending=True, stable=True)[:count]]
-        read = complete(model, cache, layout, {*always, *chosen}, chunk_tokens=chunk_tokens, keep_going=keep_going)
+        read = complete(
+            model, cache, layout, {*always, *chosen}, chunk_tokens=chunk_tokens, keep_going=keep_going,
+            leaving=chosen[round(self.late * count) :], layers=self._asked_layers(model),
+        )  # fmt: skip
         return replace(read, computed=read.computed + done)
+
+    def _asked_layers(self, model: EngineModel) -> int:
+        return max(1, round(self.depth * model.layers))
 
     def _scores(
         self,
@@ -90,7 +101,7 @@ class QuestionRepair(RepairPolicy, Protocol):
     ) -> Tensor:
         """(tokens of the prompt) on CPU, rounded, so that the order of summation decides no tie."""
         _run(model, cache, layout, before, chunk_tokens)
-        layers, total = max(1, round(self.depth * model.layers)), torch.zeros(len(layout))
+        layers, total = self._asked_layers(model), torch.zeros(len(layout))
         for start in range(0, len(asking), chunk_tokens):
             cache.attention = {"votes": (votes := WindowVotes())}
             step = asking[start : start + chunk_tokens]

@@ -25,17 +25,23 @@ __all__ = ["Asked"]
 class Asked(QuestionRepair):
     """Repairs the first `k` tokens of each block but the first and, beside them, the `share` of the reused tokens of
     which the first `head` new tokens after the last block (0: all of them) take most in the first `depth` of the
-    layers, a share."""
+    layers, a share.
+
+    Of the chosen tokens only the `late` share of which the question takes most runs through the other layers too; those
+    that do not count as repaired all the same."""
 
     k: int = 4
     share: float = 0.15
     head: int = 32
     depth: float = 1.0
+    late: float = 1.0
 
     def __post_init__(self) -> None:
         check_asking("asked", self.share, self.head)
         if self.k < 0 or not 0 < self.depth <= 1:
             raise EngineError(f"asked: k must be >= 0 and depth in (0, 1], not {self.k} and {self.depth}")
+        if not 0 <= self.late <= 1:
+            raise EngineError(f"asked: late must lie in [0, 1], not {self.late}")
 
     def asking(self, new: Sequence[int]) -> Sequence[int]:
         return new[: self.head or len(new)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rag.engine.cache import KvCache
@@ -35,5 +36,6 @@ class InfoFlow(QuestionRepair):
 
     def weigh(self, votes: Tensor, cache: KvCache, layer: int) -> Tensor:
         _, values = cache.kv_layers[layer].buffers()
-        lengths: Tensor = values[0, :, : votes.shape[-1]].float().norm(dim=-1)
-        return (votes * lengths).sum(0)
+        lengths = torch.linalg.vector_norm(values[0, :, : votes.shape[-1]], dim=-1, dtype=torch.float32)
+        weight: Tensor = (votes * lengths).sum(0)
+        return weight
