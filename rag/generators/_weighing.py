@@ -26,7 +26,7 @@ def losses_of(model: Any, tokenizer: Any, coded: Encoding, before: CodedBefore) 
     end of a text."""
     if not coded.ids:
         return []
-    room = _room(model)
+    room = _room(model, len(before) + _CARRY)
     ids = ([token for token, _ in before] or [_first(tokenizer)])[-(room - 1) :]
     values = token_losses(model, [*ids, *coded.ids], len(ids), window=room, carry=min(_CARRY, room - 1))
     return [(start, end, float(loss)) for (start, end), loss in zip(coded.offsets, values, strict=True)]
@@ -52,8 +52,10 @@ def needs_of(
     ]
 
 
-def _room(model: Any) -> int:
-    return min(_WINDOW, getattr(model.config, "max_position_embeddings", None) or _WINDOW)
+def _room(model: Any, wanted: int = 0) -> int:
+    """Tokens that are read at once: more than the window where what stands before the text is longer."""
+    most = getattr(model.config, "max_position_embeddings", None) or _WINDOW
+    return int(min(max(_WINDOW, wanted), most))
 
 
 def _first(tokenizer: Any) -> Any:

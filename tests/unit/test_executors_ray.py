@@ -58,6 +58,7 @@ def ray_workers() -> set[int]:
 @pytest.fixture(scope="module")
 def started() -> Iterator[Any]:
     """A Ray that the caller has started, as a program with more to do on it would."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # read at the import; else a worker's death is on stdout
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, address="local", object_store_memory=256_000_000)
     yield ray

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rag.generators._weighing import _CARRY, _room
 from rag.generators.local import LocalGenerator
 
 torch = pytest.importorskip("torch")
@@ -50,6 +52,14 @@ def test_a_full_window_starts_anew_after_its_last_tokens(model: Any) -> None:
     assert np.allclose(found[-6:], plain(model, ids[36:])[7:], atol=1e-5)
     with pytest.raises(ValueError, match="carry"):
         token_losses(model, ids, 3, window=8, carry=8)
+
+
+@pytest.mark.parametrize(
+    ("most", "before", "room"), [(8192, 0, 2048), (8192, 3000, 3512), (8192, 9000, 8192), (256, 0, 256)]
+)
+def test_what_stands_before_a_text_is_read_whole_where_the_model_can(most: int, before: int, room: int) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=most))
+    assert _room(model, before + _CARRY if before else 0) == room
 
 
 def test_the_bundled_model_finds_what_it_has_read_less_surprising() -> None:
