@@ -31,7 +31,7 @@ class PgvectorRetriever(Retriever):
 
     `mode`: `dense` (exact cosines), `text` (BM25 over words that `language`, a text search configuration of the
     database, stems), or `hybrid`: both in one SQL statement, a pool of each (`pool=0`: max(50, k)) fused by reciprocal
-    rank, sum of 1 / (rrf_k + rank), as the retriever hybrid does. The table serves all three. Words of the question
+    rank, sum of 1 / (rrf_k + rank), as `hybrid` with `fusion: rrf`. The table serves all three. Words of the question
     that are stop words of `bm25` or of `language` are not looked up; at most `max_words` are.
 
     The address is `dsn` (without a password), or what the environment variable `dsn_env` holds, which goes first.
