@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rag.spans.features import unit_vectors
 from rag.text import lexical_words
 
 if TYPE_CHECKING:
-    from rag.protocols import Embedder, TokenCounter, Vectors
+    from rag.protocols import Corpus, Embedder, TokenCounter
 
-__all__ = ["content_words", "coverage", "leading_supports", "supports"]
+__all__ = ["content_words", "coverage", "supports"]
 
 _STOP_WORDS = (
     "a about an and any are as at be been being but by can could did do does for from had has have he her him his how "
@@ -23,8 +24,6 @@ _STOP_WORDS = (
 _STOP = frozenset(_STOP_WORDS.split())
 _ENDINGS = ("ing", "edly", "ed", "ies", "es", "ly", "s")
 _QUESTION_PENALTY = 0.15  # a sentence that asks seldom answers; fitted -1.6 on a logistic slope of 10
-_AT_ONCE = 8
-"""About what the light encoder takes in one pass."""
 _COSINE_OF_COVERAGE = (0.38, 0.39)
 """cosine = 0.38 + 0.39 x coverage, fitted on the best sentences: stands in where vectors only match words anyway."""
 
@@ -55,58 +54,34 @@ def coverage(question: str, texts: Sequence[str]) -> list[float]:
     return [sum(rarity[word] for word in wanted if word in bag) / total if total else 0.0 for bag in bags]
 
 
-def supports(question: str, texts: Sequence[str], embedder: Embedder, lexical_weight: float) -> list[float]:
-    """Support of every text, about 0 to 1: (1 - w) x cosine + w x coverage, less for texts that are questions."""
+def supports(
+    question: str, texts: Sequence[str], embedder: Embedder, lexical_weight: float, corpus: Corpus | None = None
+) -> list[float]:
+    """Support of every text, about 0 to 1: (1 - w) x cosine + w x coverage, less for texts that are questions.
+
+    A `corpus` keeps the vectors of sentences: what a selector has read of them is not embedded again.
+    """
     covered = coverage(question, texts)
-    cosines = _cosines(texts, embedder, _asked(question, embedder)) or [
+    cosines = _cosines(question, texts, embedder, corpus) or [
         _COSINE_OF_COVERAGE[0] + _COSINE_OF_COVERAGE[1] * value for value in covered
     ]
     return [
-        _blend(text, cosine, share, lexical_weight) for text, cosine, share in zip(texts, cosines, covered, strict=True)
+        (1 - lexical_weight) * cosine + lexical_weight * share - _QUESTION_PENALTY * text.rstrip().endswith("?")
+        for text, cosine, share in zip(texts, cosines, covered, strict=True)
     ]
 
 
-def leading_supports(
-    question: str, texts: Sequence[str], embedder: Embedder, lexical_weight: float, *, floor: float, within: float
-) -> list[float]:
-    """`supports` where it is at least max(floor, within x best), and the best in any case, for less of the encoder.
-
-    No cosine is above 1, so a text's coverage bounds its support: texts are read by falling bound, a few at once, until
-    no other can reach that line (the threshold algorithm: Fagin, Lotem & Naor, PODS 2001). Unread texts have -inf.
-    A best below the floor is no answer, and then every text that could be better is read.
-    """
-    if not embedder.matches_meaning:
-        return supports(question, texts, embedder, lexical_weight)
-    covered = coverage(question, texts)
-    bounds = [_blend(text, 1.0, share, lexical_weight) for text, share in zip(texts, covered, strict=True)]
-    order = sorted(range(len(texts)), key=lambda at: (-bounds[at], at))
-    scores, best, asked = [-math.inf] * len(texts), -math.inf, _asked(question, embedder)
-    line = best
-    for first in range(0, len(order), _AT_ONCE):
-        if bounds[order[first]] < line:
-            break
-        group = order[first : first + _AT_ONCE]
-        for at, cosine in zip(group, _cosines([texts[at] for at in group], embedder, asked), strict=True):
-            scores[at] = _blend(texts[at], cosine, covered[at], lexical_weight)
-        best = max(best, *(scores[at] for at in group))
-        line = max(floor, within * best) if best >= floor else best
-    return scores
-
-
-def _blend(text: str, cosine: float, share: float, lexical_weight: float) -> float:
-    return (1 - lexical_weight) * cosine + lexical_weight * share - _QUESTION_PENALTY * text.rstrip().endswith("?")
-
-
-def _asked(question: str, embedder: Embedder) -> Vectors | None:
-    """None for hashed words, which match nothing that coverage does not match better."""
-    return embedder.light.embed_question(question) if embedder.matches_meaning else None
-
-
-def _cosines(texts: Sequence[str], embedder: Embedder, asked: Vectors | None) -> list[float]:
-    if asked is None or not texts:
+def _cosines(question: str, texts: Sequence[str], embedder: Embedder, corpus: Corpus | None) -> list[float]:
+    """Cosines with the question; [] for hashed words, which match nothing that coverage does not match better."""
+    if not embedder.matches_meaning or not texts:
         return []
-    light = embedder.light
-    return [float(value) for value in light.embed([_head(text, light.counter) for text in texts]) @ asked]
+    if corpus is None:
+        matrix = embedder.light.embed([_head(text, embedder.light.counter) for text in texts])
+    else:
+        kept = unit_vectors(texts, embedder, corpus)
+        assert kept is not None  # noqa: S101  there is an embedder
+        matrix = kept
+    return [float(value) for value in matrix @ embedder.light.embed_question(question)]
 
 
 def _head(text: str, counter: TokenCounter) -> str:

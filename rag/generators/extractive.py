@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rag.answer import Generation, GenerationStats
 from rag.errors import ConfigError
 from rag.generators._sentences import Sentence, context_sentences, documents_of
-from rag.generators._support import content_words, leading_supports, supports
+from rag.generators._support import content_words, supports
 from rag.prompt import NOT_FOUND
 from rag.protocols import Corpus, Embedder, Generator, TokenCounter, service
 from rag.types import CompressedContext, Span
@@ -59,21 +59,14 @@ class ExtractiveGenerator(Generator):
     ) -> Generation:
         started = time.perf_counter()
         found = [s for s in context_sentences(context, documents_of(context, corpus)) if not s.heading]
-        scores = leading_supports(
-            context.question,
-            [s.in_context for s in found],
-            self.embedder,
-            self.lexical_weight,
-            floor=self.min_support,
-            within=self.keep_within,
-        )
+        scores = self.scores(context.question, found, corpus)
         chosen = self._choose(found, scores)
         notes = {"support": round(max(scores, default=0.0), 4), "threshold": self.min_support}
         return _write(chosen, notes, started, on_text)
 
-    def scores(self, question: str, found: Sequence[Sentence]) -> list[float]:
+    def scores(self, question: str, found: Sequence[Sentence], corpus: Corpus | None = None) -> list[float]:
         """Support of every sentence, a table row read behind its lead."""
-        return supports(question, [s.in_context for s in found], self.embedder, self.lexical_weight)
+        return supports(question, [s.in_context for s in found], self.embedder, self.lexical_weight, corpus)
 
     def _choose(self, found: Sequence[Sentence], scores: Sequence[float]) -> list[Sentence]:
         """Best first, ties in the context's order; [] when nothing is good enough."""
