@@ -1,7 +1,7 @@
 """How likely the reference answers are to the generator's own model, behind the prompt that the pipeline made.
 
 Measured where the generator tells likelihoods (`local`; not `extractive`, not endpoints): one more pass over the prompt
-for each different reference, four at most. A pass sees what the model's `losses` sees: all of it where `local` has room.
+for each different reference, four at most. A pass sees what `losses` of the model sees: all, where `local` has room.
 """
 
 from __future__ import annotations
