@@ -32,7 +32,7 @@ class LateInteractionRetriever(Reranker):
     token, for the last 100,000 tokens that an open searcher has read, so a chunk that is found again costs a product
     of matrices only. The question is read up to the encoder's limit.
 
-    Measured over `hybrid` with MiniLM on development halves, whole chunks (2026-11-22): chroma_chunking (185 questions)
+    Measured over `hybrid` by rank with MiniLM, development halves, whole chunks (2026-11-22): chroma_chunking (185)
     recall in 200 tokens .545 to .621, in 800 .843 to .868 (95 % interval of the gain -.003 to .054); hotpotqa_200 (99)
     in 200 .565 to .555, in 800 .900 to .869 (-.054 to -.010): it costs questions of two steps. About .3 s a question
     on one core with a pool of 50, less for chunks that were read before.

@@ -28,7 +28,7 @@ class MultiQueryRetriever(Wrapper):
     it is not among the defaults). At most `max_variants` are searched. The question weighs 1, a variant `weight`.
     `fusion: max` adds to the question's share that of the variant where a chunk stands highest, `sum` those of all.
 
-    Measured with MiniLM over `hybrid` on development halves, whole chunks in 800 tokens (2026-11-22): hotpotqa_200 (99
+    Measured with MiniLM over `hybrid` by rank, development halves, chunks in 800 tokens (2026-11-22): hotpotqa_200 (99
     questions) recall .900 to .908, all evidence inside .788 to .818, neither beyond chance; chroma_chunking (160) .828
     and .828. With `sum` and weight .5 hotpotqa_200 falls to .869: the parts of a comparison want different chunks,
     and what both lists agree on is about neither. `weight` and `fusion` were chosen on these questions.

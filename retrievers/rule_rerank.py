@@ -36,7 +36,7 @@ class RuleRerankRetriever(Reranker):
     than `max_lead` ahead of the next. `Hit.parts` has the rules as `rule-rerank.coverage` and so on, and
     `rule-rerank.copied` is the share of 3-grams.
 
-    Measured over `hybrid` with MiniLM on development halves, whole chunks (2026-11-22): chroma_chunking (185 questions)
+    Measured over `hybrid` by rank with MiniLM, development halves, whole chunks (2026-11-22): chroma_chunking (185)
     recall in 200 tokens .545 to .601, in 800 .843 to .869 (95 % interval of the gain -.007 to .057); hotpotqa_200 (99)
     in 200 .565 to .585, in 800 .900 to .877 (-.050 to .002): the second step of a two-step question says few of its
     words, so this is for single facts and small budgets.
