@@ -65,8 +65,8 @@ def run(name: str, jobs: list[Job], work: FileWork | None = None) -> list[Outcom
         return list(runner.run(jobs))
 
 
-def children() -> set[int]:
-    """Processes below this one."""
+def children(of: int | None = None) -> set[int]:
+    """Processes below this one, or below another."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -74,10 +74,11 @@ def children() -> set[int]:
         except OSError:
             continue
         parents[int(entry.parent.name)] = int(words[1])
-    below = {os.getpid()}
+    top = {of or os.getpid()}
+    below = set(top)
     while more := {pid for pid, parent in parents.items() if parent in below} - below:
         below |= more
-    return below - {os.getpid()}
+    return below - top
 
 
 @pytest.mark.parametrize("name", NAMES)

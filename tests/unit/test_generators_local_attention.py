@@ -188,7 +188,8 @@ def test_every_selection_reads_prompts_of_all_kinds(folder: Path, tmp_path: Path
     for reuse in ("none", "prefix", "chunk"):
         made = asked(local(folder, spec, reuse=reuse), directory=tmp_path)
         stats, told = made.stats, made.notes["attention"]
-        assert stats.attention == f"{told['selection']}, gather"
+        assert stats.attention == f"{told['selection']}, {told['executor']}"
+        assert "gather" in told["executor"]
         assert stats.attention.startswith(name)
         assert 0 < stats.density < 1
         assert 0 < told["prefill_density"] <= 1
