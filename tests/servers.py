@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["chroma_server", "free_port", "postgres_server"]
+__all__ = ["chroma_server", "free_port", "postgres_server", "sql"]
 
 
 def free_port() -> int:
@@ -130,3 +130,12 @@ def _answering(address: str, server: subprocess.Popen[bytes], log: Path) -> str:
         assert server.poll() is None, log.read_text()
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def sql(address: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    """The rows of one statement to PostgreSQL; none where it gives none."""
+    import psycopg
+
+    with psycopg.connect(address, autocommit=True) as connection:
+        cursor = connection.execute(query, values)  # type: ignore[call-overload]
+        return cursor.fetchall() if cursor.description else []

@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rag.cli.main import main
+from tests.servers import postgres_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -90,3 +91,34 @@ def rag_process(home: Path) -> Callable[..., Run]:
         return Run(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL that lives as long as the module's tests."""
+    with postgres_server() as found:
+        yield found
+
+
+@pytest.fixture
+def address(postgres: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, as the one that the retriever pgvector finds."""
+    monkeypatch.setenv("CHUNKWISE_PG_DSN", postgres)
+    return postgres
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """How many rows PostgreSQL gave for each query; None where the table had moved on."""
+    from retrievers._pg_search import PgSearcher
+
+    log: list[int | None] = []
+    real = PgSearcher._query
+
+    def spy(self: PgSearcher, *given: Any) -> list[Any] | None:
+        found = real(self, *given)
+        log.append(None if found is None else len(found))
+        return found
+
+    monkeypatch.setattr(PgSearcher, "_query", spy)
+    return log

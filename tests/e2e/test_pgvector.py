@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,41 +17,15 @@ from rag.protocols import Corpus
 from rag.types import Document
 from retrievers import _pg_link, _pg_mirror
 from retrievers._pg_mirror import Mirror
-from retrievers._pg_search import PgSearcher
 from retrievers.pgvector import PgvectorRetriever
 from tests.corpora import MemoryCorpus, topic_corpus, topic_documents
-from tests.servers import postgres_server
+from tests.servers import sql
+
+pytestmark = pytest.mark.usefixtures("address")
 
 EMBEDDER = HashingEmbedder(buckets=64)
 RETRIEVER = PgvectorRetriever(embedder=EMBEDDER)
 QUESTION = "How long may a hotel night be refunded?"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CHUNKWISE_PG_DSN", server)
-    return server
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """How many rows PostgreSQL gave for each query; None where the table had moved on."""
-    log: list[int | None] = []
-    real = PgSearcher._query
-
-    def spy(self: PgSearcher, *given: Any) -> list[Any] | None:
-        found = real(self, *given)
-        log.append(None if found is None else len(found))
-        return found
-
-    monkeypatch.setattr(PgSearcher, "_query", spy)
-    return log
 
 
 @pytest.fixture
@@ -67,14 +40,6 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Mirror, "_write", spy)
     return log
-
-
-def sql(address: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    import psycopg
-
-    with psycopg.connect(address, autocommit=True) as connection:
-        cursor = connection.execute(query, values)  # type: ignore[call-overload]
-        return cursor.fetchall() if cursor.description else []
 
 
 def search(retriever: PgvectorRetriever, corpus: Corpus, k: int = 5) -> list[tuple[str, float]]:

@@ -16,14 +16,6 @@ from retrievers import _pg_search
 from retrievers._dense import exact_best
 from retrievers._pg_filter import compile_filter
 from retrievers.pgvector import PgvectorRetriever
-from tests.servers import postgres_server
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as address:
-        yield address
-
 
 WHERE: list[dict[str, Any]] = [
     {},
@@ -83,11 +75,11 @@ def _only_given(stored: Corpus) -> Any:
 
 @pytest.mark.parametrize("where", WHERE, ids=repr)
 def test_filters_mean_what_the_store_means(
-    stored: Corpus, where: dict[str, Any], server: str, monkeypatch: pytest.MonkeyPatch
+    stored: Corpus, where: dict[str, Any], postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_pg_search, "exact_best", _only_given(stored))
     assert compile_filter(where) is not None
-    retriever = PgvectorRetriever(embedder=HashingEmbedder(), dsn=server)
+    retriever = PgvectorRetriever(embedder=HashingEmbedder(), dsn=postgres)
     with closing(retriever.open(stored)) as searcher:
         found = {hit.chunk.id for hit in searcher.search("warm bread", 100, where or None)}
     assert found == {chunk.id for chunk in stored.chunks(stored.rows(where).tolist())}

@@ -18,14 +18,15 @@ from rag.protocols import Corpus, Filter, Retriever
 from rag.store.store import Store
 from rag.types import Document
 from retrievers import _pg_mirror
-from retrievers._pg_search import PgSearcher
 from retrievers._pg_words import full_text
 from retrievers.bm25 import Bm25Retriever
 from retrievers.faiss_dense import FaissDenseRetriever
 from retrievers.hybrid import HybridRetriever
 from retrievers.pgvector import PgvectorRetriever
 from tests.corpora import TOPICS, topic_corpus, topic_documents
-from tests.servers import postgres_server
+from tests.servers import sql
+
+pytestmark = pytest.mark.usefixtures("address")
 
 EMBEDDER = HashingEmbedder()
 TEXT = PgvectorRetriever(embedder=EMBEDDER, mode="text")
@@ -43,33 +44,6 @@ QUESTIONS = [
     "nothing of this sort xyzzy",
 ]
 EXTRA = "# Café 蜂蜜\n\n## Naïve\n\nA snake_case word, 蜂蜜 and the Café. " + "Filler words follow. " * 9
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CHUNKWISE_PG_DSN", server)
-    return server
-
-
-@pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """Rows of every question to the table; None where it had moved on."""
-    log: list[int | None] = []
-    real = PgSearcher._query
-
-    def spy(self: PgSearcher, *given: Any) -> list[Any] | None:
-        found = real(self, *given)
-        log.append(None if found is None else len(found))
-        return found
-
-    monkeypatch.setattr(PgSearcher, "_query", spy)
-    return log
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +75,20 @@ def same(left: Sequence[tuple[str, float]], right: Sequence[tuple[str, float]], 
 @pytest.mark.parametrize("where", [None, {"source": {"ne": "docs/bees.md"}}], ids=repr)
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_text_finds_what_bm25_finds(
-    stored: Corpus, question: str, where: Filter | None, statements: list[int | None]
+    stored: Corpus, question: str, where: Filter | None, asked: list[int | None]
 ) -> None:
     expected = found(Bm25Retriever(), stored, question, where=where)
     same(found(TEXT, stored, question, where=where), expected)
-    assert statements == [len(expected)]
+    assert asked == [len(expected)]
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_hybrid_finds_what_hybrid_finds(stored: Corpus, question: str, k: int, statements: list[int | None]) -> None:
+def test_hybrid_finds_what_hybrid_finds(stored: Corpus, question: str, k: int, asked: list[int | None]) -> None:
     both = HybridRetriever(parts=(FaissDenseRetriever(embedder=EMBEDDER), Bm25Retriever()), fusion="rrf")
     expected = found(both, stored, question, k)
     same(found(HYBRID, stored, question, k), expected, rel=1e-9)
-    assert statements == [len(expected)], "one statement"
+    assert asked == [len(expected)], "one statement"
 
 
 def test_a_hit_says_what_it_is_made_of(stored: Corpus) -> None:
@@ -128,7 +102,7 @@ def test_a_hit_says_what_it_is_made_of(stored: Corpus) -> None:
 
 @pytest.mark.parametrize("retriever", [TEXT, HYBRID], ids=["text", "hybrid"])
 def test_a_table_that_moved_on_leaves_it_to_the_store(
-    tmp_path: Path, retriever: PgvectorRetriever, statements: list[int | None]
+    tmp_path: Path, retriever: PgvectorRetriever, asked: list[int | None]
 ) -> None:
     """Unstemmed, as the full-text index of this corpus."""
     retriever = replace(retriever, language="simple")
@@ -138,16 +112,16 @@ def test_a_table_that_moved_on_leaves_it_to_the_store(
         before = [hit.chunk.id for hit in searcher.search(QUESTIONS[0], 5)]
         found(retriever, topic_corpus(tmp_path, EMBEDDER, documents[2:], generation=2), QUESTIONS[0])
         after = searcher.search(QUESTIONS[0], 5)
-    assert statements[-1] is None
+    assert asked[-1] is None
     assert [hit.chunk.id for hit in after] == before
     assert {"text", "rrf"} & set(after[0].parts)
 
 
-def test_a_pool_of_a_graph_that_runs_dry(tmp_path: Path, statements: list[int | None]) -> None:
+def test_a_pool_of_a_graph_that_runs_dry(tmp_path: Path, asked: list[int | None]) -> None:
     corpus = topic_corpus(tmp_path, EMBEDDER)
     graph = PgvectorRetriever(embedder=EMBEDDER, mode="hybrid", index="hnsw")
     same(found(graph, corpus, QUESTIONS[0]), found(HYBRID, corpus, QUESTIONS[0]))
-    assert len(statements) == 3, "asked again without the graph"
+    assert len(asked) == 3, "asked again without the graph"
 
 
 def test_languages(tmp_path: Path, address: str) -> None:
@@ -229,11 +203,3 @@ def test_a_table_of_the_older_layout_is_made_anew(tmp_path: Path, address: str) 
     values = (mirror.name, "/", EMBEDDER.fingerprint, EMBEDDER.dimension, 1, _pg_mirror.digest_of(corpus), True)
     sql(address, "INSERT INTO chunkwise.mirrors VALUES (%s, %s, %s, %s, %s, %s, %s)", *values)
     assert found(TEXT, corpus, "varroa mite")
-
-
-def sql(address: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    import psycopg
-
-    with psycopg.connect(address, autocommit=True) as connection:
-        cursor = connection.execute(query, values)  # type: ignore[call-overload]
-        return cursor.fetchall() if cursor.description else []

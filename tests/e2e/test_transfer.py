@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from rag.transfer import transfer
 from retrievers._pg_mirror import Mirror
 from tests.corpora import topic_documents
 from tests.e2e.conftest import Run
-from tests.servers import chroma_server, postgres_server
+from tests.servers import chroma_server, sql
+
+pytestmark = pytest.mark.usefixtures("address")
 
 Rag = Callable[..., Run]
 SLOTS = {"embedder": "hashing", "chunker": {"use": "fixed", "max_tokens": 24}, "generator": "extractive"}
@@ -43,18 +45,6 @@ from rag.cli.main import main
 sys.argv = ["rag", "migrate", sys.argv[1], "--to", "pgvector"]
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CHUNKWISE_PG_DSN", server)
-    return server
 
 
 def pipeline(retriever: Any) -> Pipeline:
@@ -93,13 +83,6 @@ def hits(index: Path) -> list[tuple[str, float]]:
 def named(index: Path) -> Any:
     with Store.open(index) as store:
         return store.manifest()["config"]["retriever"]
-
-
-def sql(address: str, query: str) -> list[tuple[Any, ...]]:
-    import psycopg
-
-    with psycopg.connect(address, autocommit=True) as connection:
-        return connection.execute(query).fetchall()
 
 
 def test_there_and_back_without_embedding(rag: Rag, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
