@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rag.errors import ConfigError
-from rag.protocols import Corpus, Embedder, Generator, Searcher, TextModel, TokenCounter, nested, service
+from rag.protocols import Corpus, Embedder, Generator, Searcher, TextModel, nested, service
+from rag.spans.around import AroundEmbedder
 from retrievers._wrapped import Wrapper, needed_model
 
 if TYPE_CHECKING:
@@ -71,39 +72,21 @@ class _RenamedSearcher(Searcher):
         self._inner.close()
 
 
-class _HypotheticalEmbedder(Embedder):
+class _HypotheticalEmbedder(AroundEmbedder):
     """The embedder inside, which asks with the mean vector; texts keep their own vectors."""
 
     def __init__(self, inner: Embedder, model: TextModel, hyde: HydeRetriever) -> None:
-        self._inner, self._model, self._hyde = inner, model, hyde
-
-    @property
-    def dimension(self) -> int:
-        return self._inner.dimension
-
-    @property
-    def counter(self) -> TokenCounter:
-        return self._inner.counter
-
-    @property
-    def fingerprint(self) -> str:
-        return self._inner.fingerprint
-
-    def agrees_with(self, fingerprint: str) -> bool:
-        return self._inner.agrees_with(fingerprint)
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        return self._inner.embed(texts)
+        self.inner, self._model, self._hyde = inner, model, hyde
 
     def embed_question(self, text: str) -> Vectors:
         import numpy as np
 
         prompts = [prompt.format(question=text.strip()) for prompt in _PROMPTS[: self._hyde.passages]]
         made = [self._model.complete(prompt, max_tokens=self._hyde.max_tokens).strip() for prompt in prompts]
-        question = self._inner.embed_question(text)
+        question = self.inner.embed_question(text)
         total = question.astype(np.float64)
         for one in made:
-            total = total + (self._inner.embed_question(one) if one else 0.0)
+            total = total + (self.inner.embed_question(one) if one else 0.0)
         length = float(np.linalg.norm(total))
         return (total / length).astype(np.float32) if length else question
 
