@@ -13,6 +13,11 @@ Every message says what happened, to which value, what is allowed, and what to d
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = [
     "ConfigError",
     "IndexDamagedError",
@@ -22,6 +27,7 @@ __all__ = [
     "RagError",
     "UsageError",
     "missing_extra",
+    "no_index",
 ]
 
 
@@ -70,3 +76,8 @@ class IndexLockedError(RagError):
 def missing_extra(package: str, extra: str, purpose: str) -> MissingError:
     """The error for an absent optional package, with the command that installs it."""
     return MissingError(f"{purpose} needs the package {package!r}. Run: pip install 'chunkwise[{extra}]'")
+
+
+def no_index(directory: Path) -> UsageError:
+    """The error for a folder without an index, with the command that makes one."""
+    return UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.errors import UsageError
+from rag.errors import UsageError, no_index
 from rag.index import Index
 from rag.store.store import Store
 
@@ -45,7 +45,7 @@ def remove(
     """
     directory = Path(directory)
     if not Index.exists(directory):
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     with Store.create_or_open(directory, wait_seconds=wait_seconds) as store:
         files = list(store.files().values())
         chosen = {file.origin: file for name in names for file in _named(store, files, name)}

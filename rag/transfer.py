@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rag.errors import ConfigError, RagError, UsageError
+from rag.errors import ConfigError, RagError, UsageError, no_index
 from rag.index import Index
 from rag.registry import spec_name
 from rag.store.schema import FILE_NAME
@@ -67,7 +67,7 @@ def transfer(
     started = time.perf_counter()
     directory = Path(directory)
     if not (directory / FILE_NAME).exists():
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     stores = list(_stores(pipeline.retriever))
     name = spec_name(pipeline.config.retriever)
     if not stores:

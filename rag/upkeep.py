@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.embedders._chunks import check_reads, embed_chunks
-from rag.errors import ConfigError, IndexDamagedError, InputError, MissingError, RagError, UsageError
+from rag.errors import ConfigError, IndexDamagedError, InputError, MissingError, RagError, no_index
 from rag.ingest import cutting
 from rag.store.failpoints import hit
 from rag.store.records import Entry, FileRecord
@@ -76,7 +76,7 @@ def rebuild(
     """
     directory = Path(directory)
     if not (directory / FILE_NAME).exists():
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     with Store.create_or_open(directory, wait_seconds=wait_seconds) as live:
         need_room(directory, 2 * (directory / FILE_NAME).stat().st_size, "Rebuilding the index")
         run = _Rebuild(live, pipeline, on_progress)

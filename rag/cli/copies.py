@@ -11,7 +11,7 @@ import typer
 from rag.cli._common import IndexOption, JsonOption, QuietOption, console, print_json
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.cli.upkeep import WaitOption, progress_bar, size
-from rag.errors import UsageError
+from rag.errors import UsageError, no_index
 
 __all__ = ["cache_app", "snapshot_app"]
 
@@ -152,7 +152,7 @@ def _places(index: Path | None) -> dict[str, Path]:
     if index is None:
         return places
     if not Index.exists(index):
-        raise UsageError(f"there is no index in {index}. Create one with: rag ingest PATH --index {index}")
+        raise no_index(index)
     beside = {"derived": "derived", "mirror": "chroma", "rebuild": "rebuild", "sentences": SENTENCES_NAME}
     beside["kv"] = KV_NAME
     return {**places, **{kind: index / name for kind, name in beside.items()}}

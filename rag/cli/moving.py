@@ -24,7 +24,7 @@ from rag.cli._common import (
 )
 from rag.cli.indexing import DEFAULT_INDEX
 from rag.cli.upkeep import WaitOption, busy
-from rag.errors import UsageError
+from rag.errors import UsageError, no_index
 
 if TYPE_CHECKING:
     from rag.registry import Spec
@@ -97,7 +97,7 @@ def _move(
 
     stored = stored_config(place)
     if stored is None:
-        raise UsageError(f"there is no index in {place}. Create one with: rag ingest PATH --index {place}")
+        raise no_index(place)
     pipeline = pipeline_for(config, stored=stored, overrides={"retriever": spec})
     advice = "the index is as it was. Run the same command again to go on"
     with stop_signals(advice), busy("moving", as_json or quiet):

@@ -25,7 +25,7 @@ from rag.cli._common import (
     stored_config,
 )
 from rag.cli.indexing import DEFAULT_INDEX
-from rag.errors import ConfigError, IndexDamagedError, RagError, UsageError
+from rag.errors import ConfigError, IndexDamagedError, RagError, UsageError, no_index
 
 if TYPE_CHECKING:
     from rag.index import Index
@@ -52,7 +52,7 @@ def verify(
 
     set_verbosity(verbose)
     if not Index.exists(index):
-        raise UsageError(f"there is no index in {index}. Create one with: rag ingest PATH --index {index}")
+        raise no_index(index)
     report = check(index)
     _check_with_models(index, config, sample, report)
     if as_json:
@@ -198,7 +198,7 @@ def _open_for_writing(index: Path, wait: float) -> Any:
     from rag.store.store import Store
 
     if not Index.exists(index):
-        raise UsageError(f"there is no index in {index}. Create one with: rag ingest PATH --index {index}")
+        raise no_index(index)
     return Store.create_or_open(index, wait_seconds=wait)
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rag.errors import IndexDamagedError, IndexLockedError, RagError, UsageError
+from rag.errors import IndexDamagedError, IndexLockedError, RagError, UsageError, no_index
 from rag.store.failpoints import hit
 from rag.store.schema import FILE_NAME, check_format
 
@@ -37,7 +37,7 @@ class Database:
         self.path = directory / FILE_NAME
         self._lock = threading.RLock()
         if not self.path.is_file():
-            raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+            raise no_index(directory)
         with translated(self.path):
             self._connection = _connect(self.path, writable, busy_seconds)
 

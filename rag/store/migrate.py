@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rag.errors import IndexDamagedError, UsageError
+from rag.errors import IndexDamagedError, no_index
 from rag.store.database import translated
 from rag.store.failpoints import hit
 from rag.store.lock import WriterLock
@@ -46,7 +46,7 @@ def migrate(directory: Path, *, keep_old: bool = True, wait_seconds: float = 0.0
     """
     path = directory / FILE_NAME
     if not path.is_file():
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     lock = WriterLock(directory, wait_seconds=wait_seconds)
     try:
         before = _format_of(path)

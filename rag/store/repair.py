@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rag.errors import IndexDamagedError, UsageError
+from rag.errors import IndexDamagedError, no_index
 from rag.store.cure import Cured, Removed, cure
 from rag.store.database import Database, translated
 from rag.store.derived import DerivedFiles
@@ -58,7 +58,7 @@ def repair(directory: Path, *, wait_seconds: float = 0.0) -> RepairReport:
     UsageError when there is no index; IndexDamagedError for a file of another application or another format.
     """
     if not (directory / FILE_NAME).exists() and not (directory / f"{FILE_NAME}.ready").exists():
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     lock = WriterLock(directory, wait_seconds=wait_seconds)
     try:
         fixed: list[str] = []

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rag.errors import IndexDamagedError, UsageError
+from rag.errors import IndexDamagedError, UsageError, no_index
 from rag.store.database import translated
 from rag.store.derived import checksum
 from rag.store.failpoints import hit
@@ -71,7 +71,7 @@ def create_snapshot(
     """
     live, folder = directory / FILE_NAME, directory / SNAPSHOTS
     if not live.is_file():
-        raise UsageError(f"there is no index in {directory}. Create one with: rag ingest PATH --index {directory}")
+        raise no_index(directory)
     name = _checked(folder, name)
     need_room(directory, live.stat().st_size, "A snapshot")
     fresh = folder / f".{name}.{secrets.token_hex(4)}.tmp"
