@@ -23,6 +23,7 @@ from torch import Tensor
 from eval.bench._attention_plans import Plan
 from eval.bench._attention_prompts import Case
 from eval.bench._kv_prompts import Loaded
+from eval.bench._kv_reuse import interval
 from rag.engine.attention import Kept, Memory, Selection, Sparse, Step, read_sparsely
 
 if TYPE_CHECKING:
@@ -216,9 +217,10 @@ def _found(logits: Tensor, gold: Sequence[int]) -> bool:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """For every plan its means over the cases; dense first. `gold_*` are changes of the mean log-likelihood of a token
-    from dense; found_* the share of the cases in which every gold token is the most likely one. Evidence recall, by
-    layer: the share of the slots of each chunk that holds evidence which the tokens of the answer read, over chunks,
-    tokens and cases; `evidence_worst` is that of the worst layer. Seconds are shares of dense."""
+    from dense, `gold_asked_interval` the middle 95 % of one over resampled cases; found_* the share of the cases in
+    which every gold token is the most likely one. Evidence recall, by layer: the share of the slots of each chunk that
+    holds evidence which the tokens of the answer read, over chunks, tokens and cases; `evidence_worst` is that of the
+    worst layer. Seconds are shares of dense."""
     found = []
     for plan in dict.fromkeys(["dense", *(row["plan"] for row in rows)]):
         own = [row for row in rows if row["plan"] == plan]
@@ -234,6 +236,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             of_kind = [row for row in own if row["kind"] == kind]
             one[f"n_{kind}"] = len(of_kind)
             one[f"gold_{kind}"] = _mean([row["gold"] for row in of_kind])
+            if kind == "asked":
+                one["gold_asked_interval"] = interval([row["gold"] for row in of_kind]) if of_kind else None
             if kind != "text":
                 one[f"found_{kind}"] = _mean([float(row["found"]) for row in of_kind])
         one["seconds"] = median(row["seconds"] for row in own)

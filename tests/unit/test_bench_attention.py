@@ -267,5 +267,6 @@ def test_figures_are_means_over_cases() -> None:
     assert (one["gold_asked"], one["evidence"], one["evidence_worst"]) == (
         pytest.approx(-0.2), pytest.approx(0.8), pytest.approx(0.6)
     )  # fmt: skip
+    assert one["gold_asked_interval"] == pytest.approx([-0.3, -0.1])
     assert (one["n_asked"], one["gold_needle"], one["step_seconds"]) == (2, None, None)
     assert replace(Settings(), rounds=1).rounds == 1
