@@ -43,7 +43,9 @@ IDS = some_ids(65, seed=5)
 PROMPT, MANY = 60, 10_000
 SPANS = [(5, 17), (17, 30), (32, 45)]
 SELECTIONS: dict[str, Any] = {
-    "chunk_block": ChunkBlock(density=0.5, anchor=8, floor=1, split=4, longer_than=8, question_dense=False, refresh=4),
+    "chunk_block": ChunkBlock(
+        density=0.5, anchor=8, floor=1, split=4, longer_than=8, question_dense=False, refresh=4, heads=((0, 0), (1, 0))
+    ),
     "chunkllm": Chunkllm(budget=24, chunk_size=4, sink=2, local=6, refresh=3, trained=False, q_block=8),
     "compact": Compact(inner=Quest(budget=16, page_size=4, dense_layers=0, prefill=True, q_block=4), q_block=8),
     "dense": Dense(),

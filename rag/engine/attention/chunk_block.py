@@ -2,9 +2,11 @@
 before it; the question reads all, and the answer the chunks with the best priors and the best units of the others.
 
 As in Star Attention (arXiv 2411.17116) and Block-Attention (arXiv 2409.15355), whose last block reads all. Units before
-a chunk are scored by the bound of Quest (arXiv 2406.10774). What is chosen for the answer is ours: chunks by prior,
-then units by z(log attention mass, or another score) + weight * z(prior).
-Deviations: the anchor is read where it stands, not copied in front of every chunk.
+a chunk are scored by the bound of Quest (arXiv 2406.10774). What is chosen for the answer is ours: chunks by
+z(prior) + weight * z(log attention of the question in retrieval heads), then units by z(log attention mass, or another
+score) + weight * z(prior). Retrieval heads: arXiv 2404.15574; their attention as a ranking: QRHead, arXiv 2506.09944.
+Deviations: the anchor is read where it stands, not copied in front of every chunk; heads are those of keys, whose
+queries vote together, and no pass over an empty question is subtracted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.nn.functional import pad
 from rag.engine.attention._base import Kept, Memory, Selection, Step
 from rag.engine.attention._choose import fill, products, standardised, unit_extremes, upper_bound, whole_extremes
 from rag.engine.attention._chunk_layout import Choice, ChunkLayout
+from rag.engine.attention._heads import checked_head, vote, voted
 from rag.engine.attention.units import Units
 from rag.engine.errors import EngineError
 
@@ -41,6 +44,10 @@ class ChunkBlock(Selection):
     the question is used for `refresh` tokens of the answer, then each of its choices as long. `score` is the attention
     that the rows give to a unit ("mass"), the bound of Quest on it, or that to the mean key of a unit. All heads of a
     layer read the same.
+
+    `heads` are (layer, kv head) whose attention tells where evidence stands: what the first `voters` rows behind the
+    last chunk give to a slot of each chunk there, weighed by `head_weight`, counts beside its prior in all layers. They
+    are known when the question has been read, so they choose for the answer.
     """
 
     name: ClassVar[str] = "chunk-block"
@@ -50,6 +57,9 @@ class ChunkBlock(Selection):
     floor: int = 1
     prior_weight: float = 0.0
     prior_share: float = 0.75
+    heads: tuple[tuple[int, int], ...] = ()
+    head_weight: float = 1.0
+    voters: int = 32
     score: Literal["mass", "bound", "mean"] = "mass"
     context: Literal["best", "own"] = "best"
     question_dense: bool = True
@@ -69,12 +79,13 @@ class ChunkBlock(Selection):
                 "chunk-block: context must be best or own and prior_share lie in [0, 1], not "
                 f"{self.context!r} and {self.prior_share}"
             )
-        positive = self.anchor, self.floor, self.prior_weight, self.longer_than, self.dense_layers
-        if min(*positive, self.refresh - 1, self.split - 1) < 0:
+        positive = self.anchor, self.floor, self.prior_weight, self.longer_than, self.dense_layers, self.head_weight
+        if min(*positive, self.refresh - 1, self.split - 1, self.voters - 1) < 0:
             raise EngineError(
-                "chunk-block: anchor, floor, prior_weight, longer_than and dense_layers must be >= 0, refresh and "
-                "split >= 1"
+                "chunk-block: anchor, floor, prior_weight, longer_than, dense_layers and head_weight must be >= 0, "
+                "refresh, split and voters >= 1"
             )
+        object.__setattr__(self, "heads", tuple(checked_head(one) for one in self.heads))
 
     @property
     def label(self) -> str:
@@ -98,6 +109,8 @@ class ChunkBlock(Selection):
         mask = layout.anchors.expand(1, 1, len(local), -1)
         if self.context == "best" and self.density < 1 and not (behind and len(local) == 1):
             mask = self._before(step, memory, layout, rows, local)
+        if behind and step.queries > 1:
+            vote(step, memory, layout, rows[-2], self.heads, self.voters)
         dense = behind and (self.density >= 1 or (self.question_dense and step.queries > 1))
         if behind and self.density < 1:
             chosen = self._chosen(step, memory, layout, rows[-2])
@@ -135,22 +148,30 @@ class ChunkBlock(Selection):
         place = int(step.places[start])
         if step.queries == 1 and last is not None and last.mask is not None and place < last.slots + self.refresh:
             return last.mask
-        mask = self._filled(self._scores(step, layout, start), layout)
+        mask = self._filled(self._scores(step, layout, start), layout, voted(memory, layout, self.heads))
         memory.held["choice"] = Choice(mask, int(step.places[-1]) + 1)
         return mask
 
-    def _filled(self, votes: Tensor, layout: ChunkLayout) -> Tensor:
-        """(batch, 1, 1, units): the best by `votes` (batch, scored units) and priors."""
-        lengths, forced = layout.units.lengths, layout.always
+    def _filled(self, votes: Tensor, layout: ChunkLayout, heads: Tensor | None) -> Tensor:
+        """(batch, 1, 1, units): the best by `votes` (batch, scored units), priors and `heads` (batch, chunks)."""
+        lengths, forced = layout.units.lengths, layout.always.expand(len(votes), -1)
         budget = int(self.density * int(lengths.sum()))
-        priors = layout.units.own_priors()
-        if priors is not None:
-            of_scored = layout.scored.own_priors()
-            assert of_scored is not None  # noqa: S101  # for the type checker: both are of one layout
+        of_scored = layout.scored.own_priors()
+        if of_scored is not None:
             votes = votes + self.prior_weight * standardised(of_scored)
-            forced = fill(priors, lengths, int(self.prior_share * budget), forced)
+        if (chunks := self._chunk_scores(layout, heads)) is not None:
+            scores = chunks[..., layout.units.parents].expand(len(votes), -1)
+            forced = fill(scores, lengths, int(self.prior_share * budget), forced)
         scores = votes[:, layout.scored_as]
         return fill(scores, lengths, budget, forced.expand_as(scores))[:, None, None]
+
+    def _chunk_scores(self, layout: ChunkLayout, heads: Tensor | None) -> Tensor | None:
+        """(chunks) or (batch, chunks), z scores added; None where neither prior nor head says anything."""
+        priors = layout.given.priors
+        if heads is None:
+            return priors
+        weighed = self.head_weight * heads
+        return weighed if priors is None else standardised(priors) + weighed
 
     def _scores(self, step: Step, layout: ChunkLayout, start: int) -> Tensor:
         """(batch, scored units), z scores: the log of the attention that the rows give to each, or what stands for
