@@ -16,12 +16,18 @@ from typing import Any
 
 from rag.prompt import SYSTEM
 
-__all__ = ["SETS", "Corpus", "KvCase", "Loaded", "Rank", "by_relevance", "corpora", "donors_of", "kv_cases", "load"]
+__all__ = [
+    "SETS", "Corpus", "KvCase", "Loaded", "Near", "Rank", "by_relevance", "corpora", "donors_of", "kv_cases", "load",
+    "neighbours_of",
+]  # fmt: skip
 
 SETS = ("hotpotqa_200", "2wiki_164")
 PASSAGE = 220
 """Tokens of a passage, at most."""
+MINILM = {"use": "minilm", "overlong": "window"}
 _BODY = "<<body>>"
+Near = Callable[[Sequence[int]], list[list[int]]]
+"""From a passage, the donors behind which its block is made: passages near it in the corpus."""
 Rank = Callable[[Sequence[str], Sequence[str]], list[int]]
 """From questions and texts, the places of the texts in the order in which they stand in a prompt."""
 
@@ -155,6 +161,25 @@ def donors_of(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: 
     return [[token for chunk in chunks for token in chunk] for chunks in drawn]
 
 
+def neighbours_of(loaded: Loaded, corpus: Corpus, folder: Path | None) -> Near:
+    """For a passage of the corpus the donors that `blocks: neighbour-mean` of the generator `local` takes, by the
+    vectors of MiniLM, which are kept in `folder`."""
+    from eval.chunks.vectors import CachedEmbedder
+    from rag.generators._neighbours import donors_among, nearest
+    from rag.registry import build
+
+    cut = [(passages(loaded, [pair], PASSAGE), f"{pair[0]}\n{pair[1]}") for _, pair in sorted(corpus.texts.items())]
+    known = [(tuple(made[0]), text) for made, text in cut if made]
+    embedder = CachedEmbedder(inner=build("embedder", MINILM, services={}), folder=folder)
+    near = nearest(embedder.embed([text for _, text in known]), [passage for passage, _ in known])
+    place = {passage: at for at, (passage, _) in enumerate(known)}
+
+    def donors(passage: Sequence[int]) -> list[list[int]]:
+        return [[*own] for own in donors_among([known[at][0] for at in near[place[tuple(passage)]]])]
+
+    return donors
+
+
 def passages(loaded: Loaded, texts: Sequence[tuple[str, str]], tokens: int) -> list[list[int]]:
     """Of the texts those that fit into `tokens`, cut to PASSAGE tokens each."""
     return [chunk for _, chunk in passages_at(loaded, texts, tokens)]
@@ -177,7 +202,7 @@ def by_relevance() -> Rank:
     """The nearest to any of the questions first, by the cosines of MiniLM."""
     from rag.registry import build
 
-    embedder = build("embedder", {"use": "minilm", "overlong": "window"}, services={})
+    embedder = build("embedder", MINILM, services={})
 
     def rank(questions: Sequence[str], texts: Sequence[str]) -> list[int]:
         near = (embedder.embed(texts) @ embedder.embed(questions).T).max(axis=1)

@@ -11,20 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.bench._kv_prompts import KvCase, Loaded
+from eval.bench._kv_prompts import KvCase, Loaded, Near
+from rag.errors import UsageError
 
 if TYPE_CHECKING:
     from rag.engine.blocks import KvBlock
     from rag.engine.donor import DonorMean
     from rag.engine.store import KvStore
 
-__all__ = ["OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Recipe", "blocks_of", "recipes"]
+__all__ = ["LOCAL", "OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Recipe", "blocks_of", "recipes"]
 
 PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
     "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 20, 25, 30)),
     *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)), *(f"mix+c{of}" for of in (15, 20, 25, 30)),
+    "near", *(f"near+b{of}" for of in (5, 8, 10, 12, 15, 20)),
 )  # fmt: skip
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
@@ -40,15 +42,21 @@ REPAIRS: Mapping[str, Any] = {
     **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15, 20, 25, 30)},
     **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17, 20, 25, 30, 35)},
     **{f"mix+c{of}": {"use": "asked", "share": of / 100, "depth": 0.67, "late": 0.5} for of in (15, 20, 25, 30)},
+    "near": "naive",
+    **{f"near+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (5, 8, 10, 12, 15, 20)},
 }
 """What the generator `local` calls them: it takes the first chunk from its true prefix."""
+
+LOCAL: Mapping[str, str] = {"mix": "donor-mean", "near": "neighbour-mean"}
+"""Kinds of blocks -> what `local` calls them, with the first chunk from its true prefix."""
 
 Recipe = tuple[str, Any]
 """Kind of the blocks, repair policy."""
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every policy with the blocks it is meant for. "mix" takes the first chunk as it is behind the true prefix."""
+    """Every policy with the blocks it is meant for. "mix" and "near" take the first chunk as it is behind the true
+    prefix; the other blocks of "near" are made behind neighbours in the corpus."""
     from rag.engine.repair.ape import Ape
     from rag.engine.repair.asked import Asked
     from rag.engine.repair.blend import Blend
@@ -81,16 +89,20 @@ def recipes() -> dict[str, Recipe]:
         **{f"mix+a{of}": ("mix", Asked(share=of / 100)) for of in (8, 12, 15, 20, 25, 30)},
         **{f"mix+b{of}": ("mix", Asked(share=of / 100, depth=0.67)) for of in (10, 15, 17, 20, 25, 30, 35)},
         **{f"mix+c{of}": ("mix", Asked(share=of / 100, depth=0.67, late=0.5)) for of in (15, 20, 25, 30)},
+        "near": ("near", Naive()),
+        **{f"near+b{of}": ("near", Asked(share=of / 100, depth=0.67)) for of in (5, 8, 10, 12, 15, 20)},
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Makes the blocks of a context. `store` keeps the donor means; `name` says of which donors they are."""
+    """Makes the blocks of a context. `store` keeps the donor means; `name` says of which donors they are. `near` gives
+    the donors of a chunk for the blocks of that kind."""
 
     loaded: Loaded
     means: DonorMean
     unrelated: Sequence[Sequence[int]]
+    near: Near | None = None
     store: KvStore | None = None
     name: str = "donor-mean"
 
@@ -108,6 +120,10 @@ class Blocks:
             found["mean"] = [self._mean(chunk) for chunk in case.chunks]
             first = make_block(model, case.chunks[0], case.prefix)
             found["mix"] = [replace(first, variance=None), *found["mean"][1:]]
+        if "near" in kinds:
+            first = make_block(model, case.chunks[0], case.prefix)
+            behind = [self._behind_neighbours(chunk, case.prefix) for chunk in case.chunks[1:]]
+            found["near"] = [replace(first, variance=None), *behind]
         if "observed" in kinds:
             found["observed"] = [
                 make_observed_block(model, chunk, case.prefix, self.unrelated) for chunk in case.chunks
@@ -115,19 +131,38 @@ class Blocks:
         return found
 
     def _mean(self, chunk: Sequence[int]) -> KvBlock:
+        return self._kept(chunk, self.name, lambda: self.means.block(chunk))
+
+    def _behind_neighbours(self, chunk: Sequence[int], prefix: Sequence[int]) -> KvBlock:
+        from rag.engine.donor import DonorMean
+        from rag.engine.observed import chunk_name
+
+        if self.near is None:
+            raise UsageError("kv: blocks behind neighbours need the vectors of a corpus")
+        donors = self.near(chunk)
+        name = f"neighbour-mean {chunk_name([*prefix, *(token for donor in donors for token in donor)])}"
+        return self._kept(chunk, name, lambda: DonorMean(self.loaded.model, prefix, donors).block(chunk))
+
+    def _kept(self, chunk: Sequence[int], name: str, make: Callable[[], KvBlock]) -> KvBlock:
         if self.store is None:
-            return self.means.block(chunk)
+            return make()
         from rag.engine.blobs import kv_type
 
         dtype = kv_type(self.loaded.model.dtype)
-        held = self.store.get(chunk, self.loaded.model.fingerprint, self.name, dtype=dtype)
+        held = self.store.get(chunk, self.loaded.model.fingerprint, name, dtype=dtype)
         if held is None:
-            held = self.means.block(chunk)
-            self.store.put(held, self.name, ["bench"], dtype=dtype)
+            held = make()
+            self.store.put(held, name, ["bench"], dtype=dtype)
         return held
 
 
-def blocks_of(loaded: Loaded, prefix: Sequence[int], donors: Sequence[Sequence[int]], folder: Path | None) -> Blocks:
+def blocks_of(
+    loaded: Loaded,
+    prefix: Sequence[int],
+    donors: Sequence[Sequence[int]],
+    folder: Path | None,
+    near: Near | None = None,
+) -> Blocks:
     """`folder` keeps the donor means from run to run; None keeps nothing."""
     from rag.engine.donor import DonorMean
     from rag.engine.observed import chunk_name
@@ -136,6 +171,7 @@ def blocks_of(loaded: Loaded, prefix: Sequence[int], donors: Sequence[Sequence[i
     return Blocks(
         loaded=loaded,
         means=DonorMean(loaded.model, prefix, donors),
+        near=near,
         unrelated=[donor[:PASSAGE_BEFORE] for donor in donors[:2]],
         store=None if folder is None else KvStore(folder, max_bytes=1 << 40),
         name=f"donor-mean {chunk_name([*prefix, *(token for donor in donors for token in donor)])}",

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from eval.bench._kv_prompts import KvCase, Loaded
+from eval.bench._kv_prompts import KvCase, Loaded, Near
 from eval.bench._kv_recipes import OURS, PREFIX_HIT, PUBLISHED, Blocks, Chosen, Tell, blocks_of, recipes
 from rag.errors import UsageError
 
@@ -41,6 +41,7 @@ def measure(
     contexts: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
+    near: Near | None = None,
     rows_file: Path | None = None,
     tell: Tell = lambda _: None,
 ) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def measure(
     if unknown := sorted({*(policies or ()), *everywhere} - set(known)):
         raise UsageError(f"kv: no policy {', '.join(unknown)}; there are {', '.join(known)}")
     asked = {name: one for name, one in known.items() if policies is None or name in {*policies, *everywhere}}
-    blocks = blocks_of(loaded, cases[0].prefix, donors, folder)
+    blocks = blocks_of(loaded, cases[0].prefix, donors, folder, near)
     groups = [list(group) for _, group in groupby(cases, key=lambda case: id(case.chunks))][:contexts]
     rows = [row for row in _told(rows_file) if row["context"] < len(groups)]
     done = {row["context"] for row in rows}

@@ -32,12 +32,14 @@ from eval.bench._kv_prompts import (
     Corpus,
     KvCase,
     Loaded,
+    Near,
     Rank,
     by_relevance,
     corpora,
     donors_of,
     kv_cases,
     load,
+    neighbours_of,
     passages,
 )
 from eval.bench._kv_recipes import REPAIRS
@@ -207,6 +209,7 @@ def _reuse(
             loaded, own, donors, policies=reuse.policies, everywhere=reuse.everywhere, first=reuse.first,
             contexts=reuse.contexts, seed=settings.seed,
             folder=reuse.rows / "blocks" if reuse.rows else None,
+            near=_near(loaded, corpus, reuse),
             rows_file=reuse.rows / f"{corpus.name}-{length}.jsonl" if reuse.rows else None,
             tell=lambda text: _tell(settings, text),
         )  # fmt: skip
@@ -222,6 +225,14 @@ def _reuse(
         "auto": auto(rows),
         "rows": rows,
     }
+
+
+def _near(loaded: Loaded, corpus: Corpus, reuse: ReuseSettings) -> Near | None:
+    """None where no policy wants neighbours, which cost a vector of every passage."""
+    names = None if reuse.policies is None else {*reuse.policies, *reuse.everywhere}
+    if names is not None and not any(name.startswith("near") for name in names):
+        return None
+    return neighbours_of(loaded, corpus, reuse.rows / "vectors" if reuse.rows else None)
 
 
 def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float = AGREEMENT) -> dict[str, Any]:

@@ -33,6 +33,8 @@ CREATE TABLE IF NOT EXISTS blobs (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS owners (owner TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (owner, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS owners_of ON owners (key);
+CREATE TABLE IF NOT EXISTS sources (source TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (source, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
 _WRITING = ".part"
 
@@ -47,14 +49,16 @@ class Entry:
     hits: int
     last_use: int
     owners: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
 
 class KvStore:
     """Blobs in `folder`, never more than `max_bytes` of files in all, the one being written included.
 
     When room is needed, the blob with the lowest recompute cost x (1 + hits) / bytes goes first; of equals the one
-    unused for longest. Every blob has owners (document or chunk ids) and goes with the last of them. Threads and
-    processes may share a folder: every change is one locked transaction of the ledger.
+    unused for longest. Every blob has owners (document or chunk ids) and goes with the last of them; where other texts
+    left a trace in it, those are its sources, and it goes with any of them. Threads and processes may share a folder:
+    every change is one locked transaction of the ledger.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -91,19 +95,22 @@ class KvStore:
         self.close()
 
     def put(
-        self, block: KvBlock, policy: str, owners: Iterable[str], *, dtype: KvType = "bf16", cost: float = 1.0
-    ) -> str | None:
-        """Keeps `block`, made by `policy`, for `owners`; `cost` is that of making it again, in any one unit.
+        self, block: KvBlock, policy: str, owners: Iterable[str], *, dtype: KvType = "bf16", cost: float = 1.0,
+        sources: Iterable[str] = (),
+    ) -> str | None:  # fmt: skip
+        """Keeps `block`, made by `policy`, for `owners`; `cost` is that of making it again, in any one unit. `sources`
+        are the documents behind whose text it was made.
 
-        Returns its key, or None where the cap leaves no room for it. A block that is there gets the owners too.
+        Returns its key, or None where the cap leaves no room for it. A block that is there gets the owners and sources
+        too.
         """
         from rag.engine.blobs import block_key, pack
 
-        names = tuple(owners)
+        names, behind = tuple(owners), tuple(sources)
         if not names or cost < 0:
             raise EngineError(f"a block needs at least one owner and a cost >= 0, not {names} and {cost}")
         key = block_key(block.ids, block.fingerprint, policy, dtype)
-        if self._has(key, names):
+        if self._has(key, names, behind):
             return key
         content = pack(block, dtype)
         with self._change() as ledger:
@@ -114,7 +121,7 @@ class KvStore:
                 "INSERT OR REPLACE INTO blobs (key, bytes, checksum, cost, last_use) VALUES (?, ?, ?, ?, ?)",
                 (key, len(content), zlib.crc32(content), cost, self._tick()),
             )
-            ledger.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", [(name, key) for name in names])
+            self._enter(key, names, behind)
         return key
 
     def get(self, ids: Sequence[int], fingerprint: str, policy: str, *, dtype: KvType = "bf16") -> KvBlock | None:
@@ -140,17 +147,18 @@ class KvStore:
         return None
 
     def drop(self, owner: str) -> int:
-        """Takes `owner` from all its blobs and deletes those that have none left; returns how many were deleted."""
+        """Takes `owner` from all its blobs; deletes those that have none left, and those that have it as a source,
+        whoever owns them; returns how many were deleted."""
         with self._change() as ledger:
             keys = [key for (key,) in ledger.execute("SELECT key FROM owners WHERE owner = ?", (owner,))]
             ledger.execute("DELETE FROM owners WHERE owner = ?", (owner,))
-            shared = {
-                key for key in keys if ledger.execute("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone()
-            }
+            gone = {key for (key,) in ledger.execute("SELECT key FROM sources WHERE source = ?", (owner,))}
             for key in keys:
-                if key not in shared:
-                    self._forget(key)
-        return len(keys) - len(shared)
+                if ledger.execute("SELECT 1 FROM owners WHERE key = ? LIMIT 1", (key,)).fetchone() is None:
+                    gone.add(key)
+            for key in gone:
+                self._forget(key)
+        return len(gone)
 
     def verify(self) -> list[Path]:
         """The files that are missing or not as they were written."""
@@ -168,11 +176,12 @@ class KvStore:
         """The ledger, by key."""
         with self._lock:
             rows = self._ledger.execute("SELECT key, bytes, cost, hits, last_use FROM blobs ORDER BY key").fetchall()
-            pairs = self._ledger.execute("SELECT key, owner FROM owners ORDER BY owner").fetchall()
-        owners: dict[str, list[str]] = {}
-        for key, owner in pairs:
-            owners.setdefault(key, []).append(owner)
-        return [Entry(key, size, cost, hits, used, tuple(owners.get(key, ()))) for key, size, cost, hits, used in rows]
+            owners = _by_key(self._ledger.execute("SELECT key, owner FROM owners ORDER BY owner"))
+            sources = _by_key(self._ledger.execute("SELECT key, source FROM sources ORDER BY source"))
+        return [
+            Entry(key, size, cost, hits, used, tuple(owners.get(key, ())), tuple(sources.get(key, ())))
+            for key, size, cost, hits, used in rows
+        ]
 
     @property
     def size_bytes(self) -> int:
@@ -195,12 +204,16 @@ class KvStore:
                 raise
             self._ledger.execute("COMMIT")
 
-    def _has(self, key: str, owners: tuple[str, ...]) -> bool:
+    def _has(self, key: str, owners: Sequence[str], sources: Sequence[str]) -> bool:
         with self._change() as ledger:
             if ledger.execute("SELECT 1 FROM blobs WHERE key = ?", (key,)).fetchone() is None:
                 return False
-            ledger.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", [(owner, key) for owner in owners])
+            self._enter(key, owners, sources)
             return True
+
+    def _enter(self, key: str, owners: Sequence[str], sources: Sequence[str]) -> None:
+        self._ledger.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", [(one, key) for one in owners])
+        self._ledger.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", [(one, key) for one in sources])
 
     def _tick(self) -> int:
         return int(self._ledger.execute("SELECT COALESCE(MAX(last_use), 0) + 1 FROM blobs").fetchone()[0])
@@ -227,6 +240,7 @@ class KvStore:
         self._file(key).unlink(missing_ok=True)
         self._ledger.execute("DELETE FROM blobs WHERE key = ?", (key,))
         self._ledger.execute("DELETE FROM owners WHERE key = ?", (key,))
+        self._ledger.execute("DELETE FROM sources WHERE key = ?", (key,))
 
     def _write(self, key: str, content: bytes) -> None:
         """The file appears whole or not at all, and is on the disk before its row is."""
@@ -269,6 +283,13 @@ class KvStore:
             self._make_room(0)
             dropped += before - len(self)
         return dropped
+
+
+def _by_key(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return found
 
 
 def _checksum(file: Path) -> int:

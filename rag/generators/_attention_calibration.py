@@ -15,7 +15,7 @@ from typing import Any
 
 from rag.errors import ConfigError
 
-__all__ = ["calibrated_attention", "choose", "scaled", "write_attention_calibration"]
+__all__ = ["calibrated_attention", "choose", "retrieval_heads", "scaled", "write_attention_calibration"]
 
 FORMAT = 1
 SLACK = 1.1
@@ -60,6 +60,17 @@ def calibrated_attention(model_name: str, table: str = "") -> Sequence[Mapping[s
         if model_name in (one["fingerprint"], one.get("name")):
             rows: Sequence[Mapping[str, Any]] = one["rows"]
             return rows
+    return []
+
+
+def retrieval_heads(fingerprint: str) -> list[list[int]]:
+    """(layer, kv head) of those that `rag bench attention --parts heads` found for a model and that come with the
+    package; none for others."""
+    file = resources.files("rag.generators").joinpath("attention_heads.json")
+    for one in json.loads(file.read_text(encoding="utf-8"))["models"]:
+        if fingerprint in one["fingerprints"]:
+            heads: list[list[int]] = one["heads"]
+            return heads
     return []
 
 

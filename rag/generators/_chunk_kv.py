@@ -1,7 +1,8 @@
 """Chunk reuse behind a prompt: the keys and values of whole chunks come from a store, or are made and kept there.
 
 What a block holds depends on the chunk alone, and on where it stands only if it is first: the answer is the same
-whether the blocks were loaded, made now or could not be kept. (`cache-craft` is the exception: by its method a block
+whether the blocks were loaded, made now or could not be kept. A `neighbour-mean` depends on the chunk's neighbours in
+the index too, and is another block when those have changed. (`cache-craft` is the exception: by its method a block
 remembers the chunks that stood before it when it was made.) What is left of a chunk that was cut is a part of the block
 of the whole chunk.
 """
@@ -27,16 +28,18 @@ from rag.engine.repair.auto import Auto
 from rag.engine.store import KvStore
 from rag.engine.tiers import KvTiers
 from rag.generators._decode import Reading, read_on
+from rag.generators._neighbours import EACH, TOKENS, Behind, Neighbours
 from rag.generators._parts import Part
 from rag.generators._unread import PLAIN_REPAIRS, empty_block, without
 from rag.store.kv import KV_NAME, SHARED_OWNER
 
 if TYPE_CHECKING:
     from rag.generators._sparsely import SparsePrompt
+    from rag.protocols import Corpus
 
 __all__ = ["ChunkKv"]
 
-BlockKind = Literal["solo", "donor-mean", "observed"]
+BlockKind = Literal["solo", "donor-mean", "neighbour-mean", "observed"]
 _START = 512
 """Tokens that are left for the start of a prompt."""
 
@@ -45,11 +48,14 @@ class KvShelf:
     """The store of one index for one prompt, opened when a block is not in `memory`, and what was taken from it and put
     there. Without a folder that can be written nothing is kept on disk, and everything works.
 
-    `loaded` are the bytes of blocks that came from disk.
+    `loaded` are the bytes of blocks that came from disk; `behind` tells the neighbours of a chunk in the index.
     """
 
-    def __init__(self, directory: Path | None, *, max_bytes: int, dtype: KvType, memory: KvTiers | None = None) -> None:
-        self.dtype = dtype
+    def __init__(
+        self, directory: Path | None, *, max_bytes: int, dtype: KvType, memory: KvTiers | None = None,
+        behind: Callable[[str], Behind] | None = None,
+    ) -> None:  # fmt: skip
+        self.dtype, self.behind = dtype, behind
         self.loaded, self.made, self.made_tokens = 0, 0, 0
         self._directory, self._max_bytes, self._memory = directory, max_bytes, memory
         self._opened = False
@@ -66,19 +72,20 @@ class KvShelf:
         return self._held
 
     def block(
-        self, ids: Sequence[int], fingerprint: str, policy: str, owner: str, make: Callable[[], KvBlock], cost: float
-    ) -> KvBlock:
+        self, ids: Sequence[int], fingerprint: str, policy: str, owner: str, make: Callable[[], KvBlock], cost: float,
+        sources: Sequence[str] = (),
+    ) -> KvBlock:  # fmt: skip
         place = f"{policy} of {owner}"  # what is in memory for one document may not be on disk for another
         if self._memory is not None and (near := self._memory.get(ids, fingerprint, place)) is not None:
             return near
         held = self._get(ids, fingerprint, policy)
         if held is not None:
             self.loaded += held.size_bytes
-            self._put(held, policy, owner, cost)  # another document may have the same chunk
+            self._put(held, policy, owner, cost, sources)  # another document may have the same chunk
         else:
             made = make()
             self.made, self.made_tokens = self.made + 1, self.made_tokens + len(made)
-            self._put(made, policy, owner, cost)
+            self._put(made, policy, owner, cost, sources)
             # so that the first use reads what the second one will
             held = self._get(ids, fingerprint, policy) if self.dtype == "int8" else made
             if held is None:
@@ -98,10 +105,10 @@ class KvShelf:
         except (OSError, sqlite3.Error):
             return None
 
-    def _put(self, block: KvBlock, policy: str, owner: str, cost: float) -> None:
+    def _put(self, block: KvBlock, policy: str, owner: str, cost: float, sources: Sequence[str]) -> None:
         try:
             if self._store is not None:
-                self._store.put(block, policy, [owner], dtype=self.dtype, cost=cost)
+                self._store.put(block, policy, [owner], dtype=self.dtype, cost=cost, sources=sources)
         except (OSError, sqlite3.Error):
             pass  # busy, full or read-only: it is made again
 
@@ -122,7 +129,8 @@ def _copied(block: KvBlock) -> KvBlock:
 
 @dataclass(eq=False, kw_only=True)
 class ChunkKv:
-    """Reads prompts with `policy` over blocks of `kind`. `donors` are passages as ids. Not for several threads.
+    """Reads prompts with `policy` over blocks of `kind`. `donors` are passages as ids; `neighbours` gives those of a
+    chunk, for that kind. Not for several threads.
 
     At most `max_bytes` of blocks are kept below the folder of an index, and at most `ram_bytes` of those of one state
     of the index that was read last in memory too.
@@ -136,20 +144,21 @@ class ChunkKv:
     max_bytes: int
     int8: bool = False
     ram_bytes: int = 0
+    neighbours: Neighbours | None = None
     _donor_mean: dict[tuple[int, ...], DonorMean] = field(default_factory=dict, init=False)
     _memory: tuple[tuple[Path | None, int], KvTiers] | None = field(default=None, init=False)
 
     def read(
         self,
         parts: Sequence[Part],
-        directory: Path | None,
+        corpus: Corpus,
         room: int,
-        generation: int = 0,
         sparse: SparsePrompt | None = None,
     ) -> Reading:
-        """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below `directory`, the folder
-        of an index of that `generation`. Chunks that no one reads in `sparse` attention are neither loaded nor made."""
-        shelf = self._shelf(directory, self._near((directory, generation)))
+        """`parts[0]` is the start of every prompt, the last part is computed; KV is kept below the folder of `corpus`,
+        where it has one. Chunks that no one reads in `sparse` attention are neither loaded nor made."""
+        directory: Path | None = getattr(corpus, "directory", None)
+        shelf = self._shelf(directory, self._near((directory, getattr(corpus, "generation", 0))), corpus)
         try:
             prefix = parts[0].ids
             start = self._start(prefix, shelf)
@@ -185,10 +194,12 @@ class ChunkKv:
         taken = self.policy.choose(tokens)[0] or "all" if isinstance(self.policy, Auto) else ""
         return f"{self.label} ({taken})" if taken else self.label
 
-    def prepare(self, prefix: Sequence[int], chunks: Sequence[Part], directory: Path) -> int:
-        """Makes the blocks of `chunks` that are not kept yet; how many were made. Stops where they would push others
-        out, or cannot be kept."""
-        shelf = self._shelf(directory)
+    def prepare(
+        self, prefix: Sequence[int], chunks: Sequence[Part], directory: Path, corpus: Corpus | None = None
+    ) -> int:
+        """Makes the blocks of `chunks`, which are those of `corpus`, that are not kept yet; how many were made. Stops
+        where they would push others out, or cannot be kept."""
+        shelf = self._shelf(directory, corpus=corpus)
         try:
             self._start(tuple(prefix), shelf)
             for part in chunks:
@@ -207,9 +218,11 @@ class ChunkKv:
             self._memory = index, KvTiers(max_bytes=self.ram_bytes, tokens=None)
         return self._memory[1]
 
-    def _shelf(self, directory: Path | None, memory: KvTiers | None = None) -> KvShelf:
+    def _shelf(self, directory: Path | None, memory: KvTiers | None = None, corpus: Corpus | None = None) -> KvShelf:
         dtype: KvType = "int8" if self.int8 else kv_type(self.engine.dtype)
-        return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype, memory=memory)
+        near = self.neighbours if self.kind == "neighbour-mean" else None
+        behind = near.of(corpus) if near and corpus is not None else None
+        return KvShelf(directory, max_bytes=self.max_bytes, dtype=dtype, memory=memory, behind=behind)
 
     def _start(self, prefix: tuple[int, ...], shelf: KvShelf) -> KvBlock:
         cost = self.engine.cost(0, len(prefix))
@@ -230,7 +243,7 @@ class ChunkKv:
             if place in skipped:
                 out.append(empty_block(self.engine, part.ids))
             elif part.owner:
-                made, whole = shelf.made, Part(part.whole or part.ids, part.owner)
+                made, whole = shelf.made, Part(part.whole or part.ids, part.owner, chunk_id=part.chunk_id)
                 if place <= 2:
                     held = self._first(whole, tuple(before), shelf)
                 else:
@@ -255,7 +268,8 @@ class ChunkKv:
     def longest(self) -> int:
         """The most tokens of a chunk that the model reads behind the start of a prompt and the longest donor."""
         room = int(getattr(self.engine.config, "max_position_embeddings", None) or 1 << 30)
-        return room - _START - max(map(len, self.donors), default=0)
+        longest = max(map(len, self.donors), default=0)
+        return room - _START - (EACH * TOKENS if self.kind == "neighbour-mean" else longest)
 
     def _first(self, part: Part, before: tuple[int, ...], shelf: KvShelf) -> KvBlock:
         name, cost = f"behind {chunk_name(before)}", self.engine.cost(0, len(before) + len(part.ids))
@@ -274,11 +288,21 @@ class ChunkKv:
                 ids, engine.fingerprint, name, part.owner,
                 lambda: make_observed_block(engine, ids, prefix, behind), cost,
             )  # fmt: skip
+        if self.kind == "neighbour-mean" and shelf.behind:
+            return self._behind_neighbours(part, prefix, shelf.behind(part.chunk_id), shelf)
         before = [*prefix, *(token for donor in self.donors for token in donor)]
         name, cost = f"donor-mean {len(self.donors)} {chunk_name(before)}", cost * len(self.donors)
         return shelf.block(
             ids, engine.fingerprint, name, part.owner, lambda: self._donors_before(prefix).block(ids), cost
         )
+
+    def _behind_neighbours(self, part: Part, prefix: tuple[int, ...], behind: Behind, shelf: KvShelf) -> KvBlock:
+        engine, ids, donors = self.engine, part.ids, behind.donors
+        name = f"neighbour-mean {len(donors)} {chunk_name([*prefix, *(token for donor in donors for token in donor)])}"
+        return shelf.block(
+            ids, engine.fingerprint, name, part.owner, lambda: DonorMean(engine, prefix, donors).block(ids),
+            sum(engine.cost(0, len(prefix) + len(donor) + len(ids)) for donor in donors), behind.sources,
+        )  # fmt: skip
 
     def _donors_before(self, prefix: tuple[int, ...]) -> DonorMean:
         if prefix not in self._donor_mean:

@@ -23,7 +23,7 @@ __all__ = ["Cut", "Part", "Plan", "as_read", "cut_of", "kept_rows"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens of a prompt; those of a chunk, which can be reused, have the document that it is from as `owner`.
+    """Tokens of a prompt; those of a chunk, which can be reused, have its id and the document that it is from, `owner`.
 
     Of a chunk that was cut, `whole` are the tokens of all of it and `rows` the places of `ids` in them.
     """
@@ -32,6 +32,7 @@ class Part:
     owner: str = ""
     whole: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    chunk_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Cut:
     rows: tuple[int, ...]
     text: str
 
-    def part(self, owner: str) -> Part:
-        return Part(tuple(self.whole[row] for row in self.rows), owner, self.whole, self.rows)
+    def part(self, owner: str, chunk_id: str = "") -> Part:
+        return Part(tuple(self.whole[row] for row in self.rows), owner, self.whole, self.rows, chunk_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ __all__ = ["as_rag_errors", "attention_notes", "check_reuse", "is_whole", "segme
 
 _ALLOWED = {
     "reuse": ("none", "prefix", "chunk"),
-    "blocks": ("solo", "donor-mean"),
+    "blocks": ("solo", "donor-mean", "neighbour-mean"),
     "kv_dtype": ("auto", "int8"),
     "cut_pieces": ("compute", "prune"),
     "speculate": ("auto", "none", "lookup"),
@@ -68,7 +68,9 @@ def check_reuse(given: _Settings) -> None:
         raise ConfigError(f"local: batch shared computes a common start once: it needs reuse prefix, not {given.reuse}")
     name, _ = checked_repair(given.repair)
     if given.blocks == "solo" and "variance" in name:
-        raise ConfigError(f"local: repair {name} needs blocks: donor-mean, which know how much each token varies")
+        raise ConfigError(
+            f"local: repair {name} needs blocks: donor-mean or neighbour-mean, which know how much each token varies"
+        )
 
 
 def is_whole(piece: Piece) -> bool:

@@ -22,7 +22,7 @@ SELECTIONS: Mapping[str, tuple[str, ...]] = {
     "sink-recent": ("budget", "sink", "q_block"),
     "chunk-block": (
         "density", "anchor", "floor", "prior_weight", "prior_share", "score", "context", "question_dense", "refresh",
-        "split", "longer_than", "dense_layers",
+        "split", "longer_than", "dense_layers", "heads", "head_weight", "voters",
     ),
     "dhsa": ("budget_prefill", "budget_decode", "block_size", "local_tokens", "pooling", "sink", "q_block"),
     "dma": ("keep_window_size", "local", "strength", "trained", "weights", "q_block"),
@@ -77,13 +77,13 @@ def checked_attention(spec: Attention, *, inner: bool = False) -> tuple[str, dic
             raise ConfigError(f"local: attention {name} has no parameter {key!r}; parameters: {known}")
         if key == "inner":
             checked_attention(value, inner=True)
-        elif not isinstance(value, int | float | str) and not _numbers(value):
+        elif not isinstance(value, int | float | str) and not _numbers(value, deep=key == "heads"):
             raise ConfigError(f"local: attention {name}: {key} cannot be {value!r}")
     return name, given, executor
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(one, int) for one in value)
+def _numbers(value: Any, *, deep: bool = False) -> bool:
+    return isinstance(value, Sequence) and all(_numbers(one) if deep else isinstance(one, int) for one in value)
 
 
 def build_selection(spec: Attention, *, inner: bool = False) -> Selection:

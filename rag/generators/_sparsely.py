@@ -23,7 +23,7 @@ from rag.engine.attention import AttentionStats, Kept, Memory, Selection, Sparse
 from rag.engine.attention.chunk_block import ChunkBlock
 from rag.engine.model import EngineModel
 from rag.engine.prefix import PrefixPool
-from rag.generators._attention_calibration import choose
+from rag.generators._attention_calibration import choose, retrieval_heads
 from rag.generators._parts import Plan
 from rag.generators._sparse import Attention, build_selection, checked_attention
 
@@ -153,6 +153,8 @@ def sparse_prompt(spec: Attention, engine: EngineModel, plan: Plan) -> SparsePro
         return None
     spans = tuple(pairwise([0, *edges[1:-1:2], edges[-1]]))  # start, each piece with its head, question
     units = _units(spans[1:-1], plan).to(engine.device)
+    if name == "chunk-block" and "heads" not in given:
+        given = {**given, "heads": retrieval_heads(engine.fingerprint)}
     selection = build_selection({"use": name, **given})
     watched = _Watched(inner=selection, spans=spans)
     told = json.dumps([name, given, executor, spans[1:-1]], sort_keys=True).encode()

@@ -61,15 +61,17 @@ class LocalGenerator(Generator):
 
     `reuse` says which keys and values are not computed again: "prefix" those of what earlier prompts of this object
     began with, at most `pool_bytes` of them in memory, which changes no answer; "chunk" those of whole chunks too,
-    wherever they stand, kept in the index directory up to `kv_bytes`. That is approximate: `blocks` says how a chunk's
-    are made (alone, or as their mean behind other texts), `repair` what of them is computed again, by a name or a
-    mapping with `use`; `kv_dtype` "int8" halves their size. `cut_pieces` says what becomes of chunks of which a part is
-    left: "compute" reads the shortened text, "prune" takes the keys and values of the whole chunk, drops those of what
-    was left out, and computes nothing of it again but what `repair` names. At most `ram_bytes` of them stay in memory
-    too, until the index changes, and are not read again. `relay` keeps those of the last answers too, in `pool_bytes`
-    of memory, for completions whose prompt holds the text of one, as where a flow has it judged: approximate, since
-    they saw the documents that the answer was written from. `audit` measures after every answer how far it strays from
-    full prefill, which costs that prefill.
+    wherever they stand, kept in the index directory up to `kv_bytes`. That is approximate. `blocks` says how a chunk's
+    are made: alone ("solo"), as their mean behind plain passages ("donor-mean"), or behind the chunk's neighbours in
+    the index ("neighbour-mean": needs vectors; made again when the neighbours change, and deleted with any document
+    behind which they were made). `repair` says what of them is computed again, by a name or a mapping with `use`;
+    `kv_dtype` "int8" halves their size. `cut_pieces` says what becomes of chunks of which a part is left: "compute"
+    reads the shortened text, "prune" takes the keys and values of the whole chunk, drops those of what was left out,
+    and computes nothing of it again but what `repair` names. At most `ram_bytes` of them stay in memory too, until the
+    index changes, and are not read again. `relay` keeps those of the last answers too, in `pool_bytes` of memory, for
+    completions whose prompt holds the text of one, as where a flow has it judged: approximate, since they saw the
+    documents that the answer was written from. `audit` measures after every answer how far it strays from full prefill,
+    and costs one.
 
     `attention` says what of the prompt every token reads: all ("dense"), or what a selection of
     `rag.engine.attention` keeps, by a name or a mapping with `use`, its parameters and `executor`; "auto" takes what
@@ -94,7 +96,7 @@ class LocalGenerator(Generator):
     speculate: Literal["auto", "none", "lookup"] = "auto"
     min_overlap: float = 0.5
     reuse: Literal["none", "prefix", "chunk"] = "prefix"
-    blocks: Literal["solo", "donor-mean"] = "donor-mean"
+    blocks: Literal["solo", "donor-mean", "neighbour-mean"] = "donor-mean"
     repair: Repair = "first-variance"
     cut_pieces: Literal["compute", "prune"] = "compute"
     pool_bytes: int = 256 << 20
@@ -249,9 +251,9 @@ class LocalGenerator(Generator):
             raise ConfigError(f"local: keys and values of chunks are kept with reuse: chunk, not with {self.reuse!r}")
         start, parts = self._template_ids(self._template[0]), []
         for chunk in chunks:
-            parts.append(Part(tuple(self._plain_ids(piece_text(chunk.text))), chunk.doc_id))
+            parts.append(Part(tuple(self._plain_ids(piece_text(chunk.text))), chunk.doc_id, chunk_id=chunk.id))
         with self._decoder.lock, as_rag_errors():
-            return self._chunk_kv.prepare(start, parts, corpus.directory)
+            return self._chunk_kv.prepare(start, parts, corpus.directory, corpus)
 
     def _prompt_parts(self, prompt: Prompt, after: str) -> list[list[int]]:
         parts = self._coder.parts(prompt, after)
@@ -275,9 +277,9 @@ class LocalGenerator(Generator):
         for number, piece in enumerate(context.pieces):
             at = 2 + 2 * number
             if number in cuts:
-                parts[at] = cuts[number].part(piece.doc_id)
+                parts[at] = cuts[number].part(piece.doc_id, piece.chunk_id)
             elif is_whole(piece):
-                parts[at] = replace(parts[at], owner=piece.doc_id)
+                parts[at] = replace(parts[at], owner=piece.doc_id, chunk_id=piece.chunk_id)
         return prompt, parts
 
     def _read(self, parts: Sequence[Part], corpus: Corpus, sparse: SparsePrompt | None = None) -> Reading:
@@ -286,8 +288,7 @@ class LocalGenerator(Generator):
             with as_rag_errors("attention") if sparse else nullcontext():
                 return self._decoder.read([token for part in parts for token in part.ids], self.max_new_tokens, sparse)
         with self._decoder.lock, as_rag_errors():
-            generation, directory = getattr(corpus, "generation", 0), getattr(corpus, "directory", None)
-            return self._chunk_kv.read(parts, directory, self.max_new_tokens, generation, sparse)
+            return self._chunk_kv.read(parts, corpus, self.max_new_tokens, sparse)
 
     def _template_ids(self, text: str) -> list[int]:
         return self._coder.template(text)
@@ -382,14 +383,17 @@ class LocalGenerator(Generator):
     @cached_property
     def _chunk_kv(self) -> ChunkKv:
         from rag.generators._chunk_kv import ChunkKv
+        from rag.generators._neighbours import Neighbours
 
         name, _ = checked_repair(self.repair)
+        plain = [self._plain_ids(text) for text in DONORS]
         return ChunkKv(
             engine=self._decoder.required,
             policy=build_repair(self.repair, self._decoder.required.fingerprint, self.blocks),
             label=name,
             kind="observed" if name == "cache-craft" else self.blocks,
-            donors=[self._plain_ids(text) for text in DONORS],
+            donors=plain,
+            neighbours=Neighbours(self._plain_ids, plain),
             max_bytes=self.kv_bytes,
             ram_bytes=self.ram_bytes,
             int8=self.kv_dtype == "int8",

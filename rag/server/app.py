@@ -38,7 +38,11 @@ _STATUSES = {
 
 
 def create_app(engine: Engine, tokens: Tokens, *, version: str) -> FastAPI:
-    """The ASGI application. Its life loads the engine, looks after the index, and drains what runs at the end."""
+    """The ASGI application. Its life loads the engine, looks after the index, and drains what runs at the end.
+
+    ConfigError for a pipeline that cannot keep the tenants of `tokens` apart.
+    """
+    engine.check_tenants(tokens)
     guard = Middleware(Guard, tokens=tokens, limits=engine.limits, metrics=engine.metrics)
     app = FastAPI(
         title="Chunkwise",

@@ -79,6 +79,11 @@ class Tokens:
         """True when a request needs a token."""
         return bool(self.callers)
 
+    @property
+    def narrows(self) -> bool:
+        """True when there is a tenant that may not see everything."""
+        return any(caller.where is not None for caller in self.callers.values())
+
     def caller(self, authorization: str | None) -> Caller | None:
         """Who sent this header; None when nobody may be let in. Every digest is compared, whichever fits."""
         if not self.required:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rag.answer import Answer
 from rag.config import PipelineConfig
-from rag.errors import IndexDamagedError, InputError, RagError
+from rag.errors import ConfigError, IndexDamagedError, InputError, RagError
 from rag.generators._many import WritesMany
 from rag.generators.local import LocalGenerator
 from rag.pipeline import Pipeline
-from rag.server.auth import Caller
+from rag.server.auth import Caller, Tokens
 from rag.server.batching import BatchedQuestions, Batches
 from rag.server.held import HeldIndex, ServedIndex, TenantIndex
 from rag.server.limits import Gate, ServerLimits
@@ -167,6 +167,19 @@ class Engine:
     def _prepare(self, index: ServedIndex) -> None:
         for pipeline in self.pipelines.values():
             pipeline.warm(index)
+
+    def check_tenants(self, tokens: Tokens) -> None:
+        """ConfigError for a pipeline in which the text of one tenant would leave a trace in the answers of another."""
+        for name, pipeline in self.pipelines.items():
+            local = pipeline.generator
+            if not (tokens.narrows and isinstance(local, LocalGenerator)):
+                continue
+            if local.reuse == "chunk" and local.blocks == "neighbour-mean":
+                raise ConfigError(
+                    f"pipeline {name}: blocks: neighbour-mean makes the keys and values of a chunk behind neighbours "
+                    "from the whole index, and --tokens has tenants that may not see all of it. Set blocks: donor-mean "
+                    "in its generator, or give every tenant an index and a server of its own"
+                )
 
     def start(self) -> None:
         """Open the index and load the models; RagError when that cannot be."""

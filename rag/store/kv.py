@@ -1,7 +1,8 @@
 """Keys and values of chunks, which a language model in this process keeps beside the index: the folder `kv`.
 
 They are no part of the truth. `rag.engine.store` reads and writes them; here is what the index owes them: the blobs of
-a document go with it, since they tell its text, and `verify` and `repair` look at them. No torch is needed for that.
+a document, and those that were made behind its text, go with it, since they tell its text, and `verify` and `repair`
+look at them. No torch is needed for that.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _FAILURES = (sqlite3.Error, OSError, EngineError)
 
 
 def drop_kv(directory: Path, doc_ids: Iterable[str]) -> int:
-    """Delete the blobs that only these documents own; how many. What cannot be done blob by blob, deletes all."""
+    """Delete the blobs that only these documents own and those that were made behind them; how many. What cannot be
+    done blob by blob, deletes all."""
     gone = list(doc_ids)
     return _change(directory, lambda store: sum(map(store.drop, gone))) if gone else 0
 
@@ -39,8 +41,8 @@ def sweep_kv(directory: Path, is_known: Callable[[str], bool]) -> int:
     """Delete the blobs of documents that are gone, which a writer that died has left; how many."""
 
     def sweep(store: KvStore) -> int:
-        owners = {owner for entry in store.entries() for owner in entry.owners}
-        return sum(store.drop(owner) for owner in sorted(owners) if owner != SHARED_OWNER and not is_known(owner))
+        named = {name for entry in store.entries() for name in (*entry.owners, *entry.sources)}
+        return sum(store.drop(name) for name in sorted(named) if name != SHARED_OWNER and not is_known(name))
 
     return _change(directory, sweep)
 

@@ -41,7 +41,9 @@ def same(one: KvBlock, two: KvBlock) -> bool:
 
 SIZE = len(pack(fake([1, 2, 3]), "bf16"))
 OPERATIONS = st.one_of(
-    st.tuples(st.just("put"), st.integers(0, 4), st.sampled_from("abc"), st.integers(1, 2)),
+    st.tuples(
+        st.just("put"), st.integers(0, 4), st.sampled_from("abc"), st.integers(1, 2), st.sets(st.sampled_from("ab"))
+    ),
     st.tuples(st.just("get"), st.integers(0, 4)),
     st.tuples(st.just("drop"), st.sampled_from("abc")),
     st.tuples(st.just("reopen")),
@@ -51,7 +53,7 @@ OPERATIONS = st.one_of(
 @given(operations=st.lists(OPERATIONS, max_size=25), room=st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
 def test_it_does_what_a_dict_does(operations: list[tuple[Any, ...]], room: int) -> None:
-    """`model`: number -> [owners, cost, hits, last use], evicted by cost x (1 + hits), since all sizes are equal."""
+    """`model`: number -> [owners, cost, hits, last use, sources], evicted by cost x (1 + hits), as sizes are equal."""
     model: dict[int, list[Any]] = {}
     clock = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -59,23 +61,28 @@ def test_it_does_what_a_dict_does(operations: list[tuple[Any, ...]], room: int) 
         for operation in operations:
             clock += 1
             if operation[0] == "put":
-                _, number, owner, cost = operation
-                key = store.put(fake([number, 1, 2]), "naive", [owner], cost=cost)
+                _, number, owner, cost, sources = operation
+                key = store.put(fake([number, 1, 2]), "naive", [owner], cost=cost, sources=sources)
                 assert (key is None) == (room == 0)
                 if number in model:
                     model[number][0].add(owner)
+                    model[number][4].update(sources)
                 elif room:
                     if len(model) == room:
                         del model[min(model, key=lambda n: (model[n][1] * (1 + model[n][2]), model[n][3]))]
-                    model[number] = [{owner}, cost, 0, clock]
+                    model[number] = [{owner}, cost, 0, clock, set(sources)]
             elif operation[0] == "get":
                 found = store.get([operation[1], 1, 2], "model", "naive")
                 assert (found is not None) == (operation[1] in model)
                 if found is not None:
                     assert same(found, fake([operation[1], 1, 2]))
-                    model[operation[1]][2:] = [model[operation[1]][2] + 1, clock]
+                    model[operation[1]][2:4] = [model[operation[1]][2] + 1, clock]
             elif operation[0] == "drop":
-                gone = [number for number, (owners, *_) in model.items() if owners == {operation[1]}]
+                gone = [
+                    number
+                    for number, (owners, *_, sources) in model.items()
+                    if owners == {operation[1]} or operation[1] in sources
+                ]
                 assert store.drop(operation[1]) == len(gone)
                 for number in gone:
                     del model[number]
@@ -87,8 +94,8 @@ def test_it_does_what_a_dict_does(operations: list[tuple[Any, ...]], room: int) 
                 assert store.healed == 0
             assert len(store) == len(model) <= room
             assert on_disk(store) == store.size_bytes <= room * SIZE
-        assert sorted(entry.owners for entry in store.entries()) == sorted(
-            tuple(sorted(owners)) for owners, *_ in model.values()
+        assert sorted((entry.owners, entry.sources) for entry in store.entries()) == sorted(
+            (tuple(sorted(owners)), tuple(sorted(sources))) for owners, *_, sources in model.values()
         )
         assert store.verify() == []
         store.close()
@@ -320,3 +327,28 @@ def test_what_cannot_work_says_so(tmp_path: Path) -> None:
 def test_the_folder_is_closed_to_others(tmp_path: Path) -> None:
     with KvStore(tmp_path / "kv", max_bytes=1):
         assert (tmp_path / "kv").stat().st_mode & 0o077 == 0
+
+
+def test_a_blob_goes_with_any_of_its_sources_whoever_owns_it(tmp_path: Path) -> None:
+    with KvStore(tmp_path, max_bytes=1 << 20) as store:
+        store.put(fake([1, 2]), "near", ["a", "b"], sources=["c", "d"])
+        store.put(fake([3, 4]), "near", ["c"], sources=["a"])
+        store.put(fake([5, 6]), "near", ["b"])
+        assert {(entry.owners, entry.sources) for entry in store.entries()} == {
+            (("a", "b"), ("c", "d")), (("c",), ("a",)), (("b",), ()),
+        }  # fmt: skip
+        assert (store.drop("d"), len(store), on_disk(store)) == (1, 2, store.size_bytes)
+        assert (store.drop("d"), store.drop("a"), len(store)) == (0, 1, 1)
+        store.put(fake([5, 6]), "near", ["b"], sources=["e"])  # it is there already
+        assert (store.drop("e"), len(store), on_disk(store)) == (1, 0, 0)
+        assert not store._ledger.execute("SELECT * FROM owners UNION ALL SELECT * FROM sources").fetchall()
+
+
+def test_a_ledger_from_before_sources_keeps_working(tmp_path: Path) -> None:
+    with KvStore(tmp_path, max_bytes=1 << 20) as store:
+        store.put(fake([1, 2]), "near", ["a"])
+        store._ledger.execute("DROP TABLE sources")
+    with KvStore(tmp_path, max_bytes=1 << 20) as store:
+        assert [entry.sources for entry in store.entries()] == [()]
+        store.put(fake([3, 4]), "near", ["a"], sources=["b"])
+        assert (store.drop("b"), store.drop("a"), len(store)) == (1, 1, 0)

@@ -22,9 +22,10 @@ _VOTES = "head votes"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Votes:
-    """`mass` (batch, heads, chunks) of the rows before slot `stop`, of one layer."""
+    """`mass` (batch, heads, chunks) of the rows before slot `stop`, of `heads` of one layer."""
 
     layout: ChunkLayout
+    heads: tuple[int, ...]
     mass: Tensor
     stop: int
 
@@ -40,15 +41,15 @@ def checked_head(given: Sequence[int]) -> Head:
 def vote(step: Step, memory: Memory, layout: ChunkLayout, start: int, heads: Sequence[Head], voters: int) -> None:
     """Remembers what the rows from `start` on, up to `voters` slots behind the last chunk, give to each chunk in the
     heads of this layer. Rows that go on where the last ones ended are added to them; others begin anew."""
-    mine = [head for layer, head in heads if layer == step.layer]
+    mine = tuple(head for layer, head in heads if layer == step.layer)
     if mine and max(mine) >= step.kv_heads:
         raise EngineError(f"layer {step.layer} has {step.kv_heads} kv heads, numbered from 0 on: no head {max(mine)}")
     places = step.places[start:]
     rows = int((places < layout.stop + voters).sum())
     if not mine or not rows:
         return
-    query = step.grouped[:, mine, :, start : start + rows]
-    scores = products(query.flatten(2, 3), step.key[:, mine]).float() * step.scaling
+    query = step.grouped[:, list(mine), :, start : start + rows]
+    scores = products(query.flatten(2, 3), step.key[:, list(mine)]).float() * step.scaling
     later = torch.arange(step.slots) > places[:rows, None]
     scores = scores.reshape(*query.shape[:4], -1).masked_fill(later.to(scores.device), -torch.inf)
     given = scores.softmax(-1)[..., : layout.stop].sum((2, 3))
@@ -57,21 +58,23 @@ def vote(step: Step, memory: Memory, layout: ChunkLayout, start: int, heads: Seq
     mass.index_add_(2, units.of_slots(layout.stop), given)
     known: dict[int, _Votes] = memory.across.setdefault(_VOTES, {})
     before = known.get(step.layer)
-    if before is not None and before.layout is layout and before.stop == int(places[0]):
+    if before is not None and (before.layout, before.heads, before.stop) == (layout, mine, int(places[0])):
         mass[..., :-1] += before.mass
-    known[step.layer] = _Votes(layout, mass[..., :-1], int(places[rows - 1]) + 1)
+    known[step.layer] = _Votes(layout, mine, mass[..., :-1], int(places[rows - 1]) + 1)
 
 
 def voted(memory: Memory, layout: ChunkLayout, heads: Sequence[Head]) -> Tensor | None:
     """(batch, chunks), z scores; None until the rows of one question have been through the layers of all `heads`."""
     known: dict[int, _Votes] = memory.across.get(_VOTES, {})
-    votes = [known.get(layer) for layer in dict.fromkeys(layer for layer, _ in heads)]
-    if not votes or any(one is None or one.layout is not layout for one in votes):
+    found = [(known.get(layer), head) for layer, head in heads]
+    mass = [
+        one.mass[:, one.heads.index(head)]
+        for one, head in found
+        if one is not None and one.layout is layout and head in one.heads
+    ]
+    if not mass or len(mass) < len(heads) or len({one.stop for one, _ in found if one is not None}) > 1:
         return None
-    found = [one for one in votes if one is not None]
-    if len({one.stop for one in found}) > 1:
-        return None
-    return head_scores(torch.cat([one.mass for one in found], dim=1), layout.given.lengths)
+    return head_scores(torch.stack(mass, dim=1), layout.given.lengths)
 
 
 def head_scores(mass: Tensor, lengths: Tensor) -> Tensor:
