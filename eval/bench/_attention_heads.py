@@ -7,7 +7,7 @@ cases that they were not chosen on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, ClassVar
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from eval.bench._attention_prompts import Case
 from eval.bench._kv_prompts import Loaded
-from rag.engine.attention import Kept, Memory, Selection, Sparse, Step, Units, read_sparsely
+from rag.engine.attention import Kept, Memory, Selection, Sparse, Step, read_sparsely
 from rag.engine.attention._choose import fill, standardised
-from rag.engine.attention._heads import Head, head_scores, vote, voted
+from rag.engine.attention._heads import Head, vote, voted
 from rag.engine.attention.chunk_block import ChunkBlock
+from rag.engine.errors import EngineError
+from rag.errors import UsageError
 
-__all__ = ["best_heads", "heads_part"]
+__all__ = ["heads_part"]
 
 DENSITY, HEADS, VOTERS, FOLDS, SHOWN = 0.25, 3, 32, 5, 12
 
@@ -47,38 +49,53 @@ class _Watcher(Selection):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Seen:
-    """Of one case: z scores (heads, chunks) of every head, the prior's (chunks), and where the evidence is."""
+    """Of one case: what the heads told, the prior's z scores (chunks), and the chunks with evidence."""
 
-    set: str
-    alone: Tensor
-    mass: Tensor
+    memory: Memory
     prior: Tensor
     lengths: Tensor
-    evidence: Tensor
+    evidence: tuple[int, ...]
+
+    def scores(self, heads: Sequence[Head]) -> Tensor:
+        """(chunks), z scores of these heads together."""
+        found = voted(self.memory, self.memory.across["layout"], heads)
+        if found is None:
+            raise EngineError("the model has not read the question")
+        return found[0]
+
+    def recall(self, scores: Tensor) -> float:
+        kept = fill(scores, self.lengths, int(DENSITY * int(self.lengths.sum())))
+        return float(kept[list(self.evidence)].double().mean())
 
 
-def heads_part(loaded: Loaded, cases: Iterator[Case], *, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """`heads`: the best, with their evidence recall; `recall`: of the prior, of the heads and of both, heads chosen on
-    other cases than they are judged on."""
-    config = loaded.model.config
-    heads = [(layer, head) for layer in range(loaded.model.layers) for head in range(config.num_key_value_heads)]
+def heads_part(
+    loaded: Loaded, cases: Iterator[Case], *, tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """`heads`: the best, with their evidence recall; `recall`: that of the prior, of the best HEADS together and of
+    both, heads chosen on other cases than they are judged on."""
+    every = [(layer, head) for layer in range(loaded.model.layers) for head in range(loaded.model.kv_heads)]
     seen = []
     for number, case in enumerate(cases):
         tell(f"heads {number + 1}: {len(case.ids)} tokens")
-        seen.append(_seen(loaded, case, heads))
-    order, figures = best_heads([one.alone for one in seen], [one.lengths for one in seen], [one.evidence for one in seen])
-    told = [{"layer": heads[at][0], "head": heads[at][1], "recall": figures[at]} for at in order[:SHOWN]]
-    return {"cases": len(seen), "density": DENSITY, "heads": told, "recall": _recalls(seen)}
+        seen.append(_seen(loaded, case, every))
+    if len(seen) < FOLDS:
+        raise UsageError(f"attention: heads are chosen on some cases and judged on others: {len(seen)} are too few")
+    recalls = {head: [one.recall(one.scores([head])) for one in seen] for head in every}
+    best = _best(recalls, range(len(seen)))
+    told = [{"layer": head[0], "head": head[1], "recall": mean(recalls[head])} for head in best[:SHOWN]]
+    figures: dict[str, list[float]] = {"prior": [], "heads": [], "both": []}
+    for number, one in enumerate(seen):
+        chosen = _best(recalls, [at for at in range(len(seen)) if at % FOLDS != number % FOLDS])[:HEADS]
+        scores = one.scores(chosen)
+        for name, ranked in (("prior", one.prior), ("heads", scores), ("both", one.prior + scores)):
+            figures[name].append(one.recall(ranked))
+    means = {name: mean(one) for name, one in figures.items()}
+    return {"cases": len(seen), "density": DENSITY, "heads": told, "recall": means}
 
 
-def best_heads(
-    scores: Sequence[Tensor], lengths: Sequence[Tensor], evidence: Sequence[Tensor]
-) -> tuple[list[int], list[float]]:
-    """The places of the heads, the best first, and the mean evidence recall of each, from `scores` (heads, chunks) of
-    every case."""
-    each = torch.stack([_recall(*one) for one in zip(scores, lengths, evidence, strict=True)])
-    figures = each.double().mean(0)
-    return figures.round(decimals=9).argsort(descending=True, stable=True).tolist(), figures.tolist()
+def _best(recalls: Mapping[Head, Sequence[float]], of: Sequence[int]) -> list[Head]:
+    """The best first by the mean over these cases, of equals the earlier."""
+    return sorted(recalls, key=lambda head: (-round(mean(recalls[head][at] for at in of), 9), head))
 
 
 def _seen(loaded: Loaded, case: Case, heads: Sequence[Head]) -> _Seen:
@@ -86,11 +103,5 @@ def _seen(loaded: Loaded, case: Case, heads: Sequence[Head]) -> _Seen:
     watcher = _Watcher(heads=heads, memory=memory)
     with torch.inference_mode(), read_sparsely(loaded.model.model, Sparse(watcher, "gather", units)):
         loaded.model.run(case.ids, loaded.model.new_cache(len(case.ids)), keep=1)
-    layout = memory.across["layout"]
-    alone = [voted(memory, layout, [head]) for head in heads]
-    mass = memory.across
-    assert all(one is not None for one in alone)  # noqa: S101  # for the type checker: every layer has run
-    return _Seen(
-        set=case.name, alone=torch.cat([one for one in alone if one is not None]), mass=_masses(mass),
-        prior=standardised(_priors(units)), lengths=units.lengths, evidence=torch.tensor(case.evidence),
-    )  # fmt: skip
+    prior = torch.zeros(len(units)) if units.priors is None else standardised(units.priors)
+    return _Seen(memory=memory, prior=prior, lengths=units.lengths, evidence=case.evidence)

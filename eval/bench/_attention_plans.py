@@ -36,31 +36,34 @@ class Plan:
         return f"{self.name}@{self.density:g}"
 
 
-def plans(tokens: int, densities: Sequence[float], names: Sequence[str] | None = None) -> list[Plan]:
-    """For a prompt of `tokens`, every selection at every density. One that has no parameters so small is left out."""
+def plans(
+    tokens: int, densities: Sequence[float], names: Sequence[str] | None = None, heads: Sequence[Sequence[int]] = ()
+) -> list[Plan]:
+    """For a prompt of `tokens`, every selection at every density. One that has no parameters so small is left out.
+    `heads` are the model's retrieval heads, for chunk-block."""
     if unknown := sorted(set(names or ()) - set(NAMES)):
         raise UsageError(f"attention: no selection {', '.join(unknown)}; there are {', '.join(NAMES)}")
     found = []
     for density in densities:
         budget = int(density * tokens)
         for name in names or NAMES:
-            selection = selection_at(name, budget, density)
+            selection = selection_at(name, budget, density, heads)
             if selection is not None:
                 found.append(Plan(name=name, density=density, budget=budget, selection=selection))
     return found
 
 
-def selection_at(name: str, budget: int, density: float) -> Selection | None:
+def selection_at(name: str, budget: int, density: float, heads: Sequence[Sequence[int]] = ()) -> Selection | None:
     """None where the selection cannot read so little."""
     from rag.engine.errors import EngineError
 
     try:
-        return _selection(name, budget, density)
+        return _selection(name, budget, density, heads)
     except EngineError:
         return None
 
 
-def _selection(name: str, budget: int, density: float) -> Selection:
+def _selection(name: str, budget: int, density: float, heads: Sequence[Sequence[int]]) -> Selection:
     """Rows choose together in blocks of at most a quarter of the budget, which is what their own block takes of it."""
     from rag.engine.attention.chunk_block import ChunkBlock
     from rag.engine.attention.compact import Compact
@@ -80,7 +83,7 @@ def _selection(name: str, budget: int, density: float) -> Selection:
     if name == "quest-64":
         return Quest(budget=budget, prefill=True, q_block=rows, page_size=64)
     if name == "chunk-block":
-        return ChunkBlock(density=density)
+        return ChunkBlock(density=density, heads=tuple((layer, head) for layer, head in heads))
     if name == "dhsa":
         return Dhsa(budget_prefill=budget, budget_decode=budget, sink=min(64, budget // 8), q_block=rows)
     if name == "dma":

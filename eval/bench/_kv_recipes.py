@@ -24,7 +24,7 @@ __all__ = ["LOCAL", "OURS", "PREFIX_HIT", "PUBLISHED", "REPAIRS", "Blocks", "Rec
 PREFIX_HIT = "prefix-hit"
 OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
-    "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 20, 25, 30)),
+    "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 17, 20, 25, 30)),
     *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)), *(f"mix+c{of}" for of in (15, 20, 25, 30)),
     "near", *(f"near+b{of}" for of in (5, 8, 10, 12, 15, 20)),
 )  # fmt: skip
@@ -39,7 +39,7 @@ REPAIRS: Mapping[str, Any] = {
     "mix+v15": {"use": "variance", "share": 0.15},
     "mix+p10": {"use": "prophet", "share": 0.1},
     **{f"mix+i{of}": {"use": "info-flow", "share": of / 100} for of in (10, 15)},
-    **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15, 20, 25, 30)},
+    **{f"mix+a{of}": {"use": "asked", "share": of / 100} for of in (8, 12, 15, 17, 20, 25, 30)},
     **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17, 20, 25, 30, 35)},
     **{f"mix+c{of}": {"use": "asked", "share": of / 100, "depth": 0.67, "late": 0.5} for of in (15, 20, 25, 30)},
     "near": "naive",
@@ -86,7 +86,7 @@ def recipes() -> dict[str, Recipe]:
         "mix+p10": ("mix", Prophet(share=0.1)),
         "mix+i10": ("mix", InfoFlow(share=0.1)),
         "mix+i15": ("mix", InfoFlow(share=0.15)),
-        **{f"mix+a{of}": ("mix", Asked(share=of / 100)) for of in (8, 12, 15, 20, 25, 30)},
+        **{f"mix+a{of}": ("mix", Asked(share=of / 100)) for of in (8, 12, 15, 17, 20, 25, 30)},
         **{f"mix+b{of}": ("mix", Asked(share=of / 100, depth=0.67)) for of in (10, 15, 17, 20, 25, 30, 35)},
         **{f"mix+c{of}": ("mix", Asked(share=of / 100, depth=0.67, late=0.5)) for of in (15, 20, 25, 30)},
         "near": ("near", Naive()),

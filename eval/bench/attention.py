@@ -4,6 +4,7 @@ Parts, each of which can run alone:
 
     ops      the attention operation of one layer, dense against each selection, with and without its own cost
     end      prefill and decoding end to end against stock transformers and against the in-place cache
+    heads    in which heads of the model a question looks at the chunks that hold its evidence
     quality  attention mass, evidence recall, perplexity of prose, needles, key-value pairs and answers, at densities
 
 `--rows FOLDER` keeps what was measured of quality, so that a run goes on where one stopped. `--calibrate FILE` writes
@@ -27,10 +28,11 @@ from eval.bench._attention_prompts import ASKED, KINDS
 from eval.bench._kv_prompts import Loaded, load
 from eval.bench._report import Settings, load_average, machine
 from rag.errors import UsageError
+from rag.generators._attention_calibration import retrieval_heads
 
 __all__ = ["PARTS", "QualitySettings", "run"]
 
-PARTS = ("ops", "end", "quality")
+PARTS = ("ops", "end", "heads", "quality")
 LENGTHS = (2000, 4000, 8000)
 QUESTIONS = 2
 END = ("sink-recent", "quest", "chunk-block", "dhsa")
@@ -84,6 +86,8 @@ def run(
         report["ops"] = _ops(model, data, lengths, settings, dtypes, quality.names, own=loaded is not None)
     if "end" in parts:
         report["end"] = _end(model, data, lengths, settings, quality)
+    if "heads" in parts:
+        report["heads"] = [_heads(model, data, length, questions, settings, quality, rows) for length in lengths]
     if "quality" in parts:
         report["quality"] = [_quality(model, data, length, questions, settings, quality, rows) for length in lengths]
         from eval.bench._attention_report import calibration
@@ -163,10 +167,24 @@ def _end(
         _tell(settings, f"end to end: {length} tokens")
         (ids,) = prose(model, data, tokens=length, count=1)
         density = max(0.25, min(1.0, 512 / length)) if length > 512 else 0.25
-        contenders = plans(length, [density], quality.names or END)
+        contenders = plans(length, [density], quality.names or END, retrieval_heads(model.model.fingerprint))
         rows = end_rows(model, ids, contenders, rounds=settings.rounds)
         found += [{**row, "asked": length, "dtype": str(model.model.dtype).removeprefix("torch.")} for row in rows]
     return found
+
+
+def _heads(
+    model: Loaded, data: Path, length: int, questions: int, settings: Settings, how: QualitySettings, rows: Path | None
+) -> dict[str, Any]:
+    from eval.bench._attention_heads import heads_part
+    from eval.bench._attention_priors import by_retriever
+    from eval.bench._attention_prompts import cases_of
+
+    near = how.near or by_retriever(rows / "vectors" if rows is not None else None)
+    cases = cases_of(
+        model, data, "asked", tokens=length, count=how.asked or questions, seed=settings.seed, near=near, half=how.half
+    )
+    return {"length": length, **heads_part(model, cases, tell=lambda text: _tell(settings, text))}
 
 
 def _quality(
@@ -187,7 +205,7 @@ def _quality(
         told += quality(
             model,
             cases_of(model, data, kind, tokens=length, count=count, seed=settings.seed, near=near, half=how.half),
-            lambda tokens: plans(tokens, how.densities, how.names),
+            lambda tokens: plans(tokens, how.densities, how.names, retrieval_heads(model.model.fingerprint)),
             seed=settings.seed,
             rows_file=rows / f"quality-{length}.jsonl" if rows is not None else None,
             tell=lambda text: _tell(settings, text),

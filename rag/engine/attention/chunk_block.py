@@ -56,7 +56,7 @@ class ChunkBlock(Selection):
     anchor: int = 64
     floor: int = 1
     prior_weight: float = 0.0
-    prior_share: float = 0.75
+    prior_share: float = 1.0
     heads: tuple[tuple[int, int], ...] = ()
     head_weight: float = 1.0
     voters: int = 32
