@@ -18,11 +18,10 @@ from torch import Tensor
 from eval.bench._attention_prompts import Case
 from eval.bench._kv_prompts import Loaded
 from rag.engine.attention import Kept, Memory, Selection, Sparse, Step, read_sparsely
-from rag.engine.attention._choose import fill, standardised
+from rag.engine.attention._choose import standardised
 from rag.engine.attention._heads import Head, vote, voted
 from rag.engine.attention.chunk_block import ChunkBlock
 from rag.engine.errors import EngineError
-from rag.errors import UsageError
 
 __all__ = ["heads_part"]
 
@@ -64,32 +63,34 @@ class _Seen:
         return found[0]
 
     def recall(self, scores: Tensor) -> float:
-        kept = fill(scores, self.lengths, int(DENSITY * int(self.lengths.sum())))
-        return float(kept[list(self.evidence)].double().mean())
+        """The share of the slots of each chunk with evidence that is read, where chunks are read in the order of
+        `scores` until a share DENSITY of all slots is."""
+        order = scores.argsort(descending=True, stable=True)
+        lengths = self.lengths[order].double()
+        read = ((DENSITY * lengths.sum() - lengths.cumsum(0)) / lengths + 1).clamp(0, 1)
+        return float(torch.zeros_like(lengths).scatter(0, order, read)[list(self.evidence)].mean())
 
 
 def heads_part(
     loaded: Loaded, cases: Iterator[Case], *, tell: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """`heads`: the best, with their evidence recall; `recall`: that of the prior, of the best HEADS together and of
-    both, heads chosen on other cases than they are judged on."""
+    both, heads chosen on other cases than they are judged on; nothing of fewer than FOLDS cases."""
     every = [(layer, head) for layer in range(loaded.model.layers) for head in range(loaded.model.kv_heads)]
     seen = []
     for number, case in enumerate(cases):
         tell(f"heads {number + 1}: {len(case.ids)} tokens")
         seen.append(_seen(loaded, case, every))
-    if len(seen) < FOLDS:
-        raise UsageError(f"attention: heads are chosen on some cases and judged on others: {len(seen)} are too few")
     recalls = {head: [one.recall(one.scores([head])) for one in seen] for head in every}
     best = _best(recalls, range(len(seen)))
     told = [{"layer": head[0], "head": head[1], "recall": mean(recalls[head])} for head in best[:SHOWN]]
     figures: dict[str, list[float]] = {"prior": [], "heads": [], "both": []}
-    for number, one in enumerate(seen):
+    for number, one in enumerate(seen if len(seen) >= FOLDS else ()):
         chosen = _best(recalls, [at for at in range(len(seen)) if at % FOLDS != number % FOLDS])[:HEADS]
         scores = one.scores(chosen)
         for name, ranked in (("prior", one.prior), ("heads", scores), ("both", one.prior + scores)):
             figures[name].append(one.recall(ranked))
-    means = {name: mean(one) for name, one in figures.items()}
+    means = {name: mean(one) for name, one in figures.items() if one}
     return {"cases": len(seen), "density": DENSITY, "heads": told, "recall": means}
 
 

@@ -27,7 +27,7 @@ PASSAGE = 220
 MINILM = {"use": "minilm", "overlong": "window"}
 _BODY = "<<body>>"
 Near = Callable[[Sequence[int]], list[list[int]]]
-"""From a passage, the donors behind which its block is made: passages near it in the corpus."""
+"""From a passage, what stands between each donor and it while its block is made: passages near it in the corpus."""
 Rank = Callable[[Sequence[str], Sequence[str]], list[int]]
 """From questions and texts, the places of the texts in the order in which they stand in a prompt."""
 
@@ -162,10 +162,10 @@ def donors_of(loaded: Loaded, corpus: Corpus, *, tokens: int, count: int, seed: 
 
 
 def neighbours_of(loaded: Loaded, corpus: Corpus, folder: Path | None) -> Near:
-    """For a passage of the corpus the donors that `blocks: neighbour-mean` of the generator `local` takes, by the
-    vectors of MiniLM, which are kept in `folder`."""
+    """For a passage of the corpus what `blocks: neighbour-mean` of the generator `local` puts before it, by the vectors
+    of MiniLM, which are kept in `folder`."""
     from eval.chunks.vectors import CachedEmbedder
-    from rag.generators._neighbours import donors_among, nearest
+    from rag.generators._neighbours import between, nearest
     from rag.registry import build
 
     cut = [(passages(loaded, [pair], PASSAGE), f"{pair[0]}\n{pair[1]}") for _, pair in sorted(corpus.texts.items())]
@@ -174,10 +174,10 @@ def neighbours_of(loaded: Loaded, corpus: Corpus, folder: Path | None) -> Near:
     near = nearest(embedder.embed([text for _, text in known]), [passage for passage, _ in known])
     place = {passage: at for at, (passage, _) in enumerate(known)}
 
-    def donors(passage: Sequence[int]) -> list[list[int]]:
-        return [[*own] for own in donors_among([known[at][0] for at in near[place[tuple(passage)]]])]
+    def before(passage: Sequence[int]) -> list[list[int]]:
+        return [[*own] for own in between([known[at][0] for at in near[place[tuple(passage)]]])]
 
-    return donors
+    return before
 
 
 def passages(loaded: Loaded, texts: Sequence[tuple[str, str]], tokens: int) -> list[list[int]]:

@@ -26,7 +26,7 @@ OURS = (
     "donor-mean", "donor-mean+v5", "donor-mean+v15", "mix", "mix+f16", "mix+f16+v5", "mix+v15",
     "mix+p10", "mix+i10", "mix+i15", *(f"mix+a{of}" for of in (8, 12, 15, 17, 20, 25, 30)),
     *(f"mix+b{of}" for of in (10, 15, 17, 20, 25, 30, 35)), *(f"mix+c{of}" for of in (15, 20, 25, 30)),
-    "near", *(f"near+b{of}" for of in (5, 8, 10, 12, 15, 20)),
+    "near", *(f"near+a{of}" for of in (8, 10, 12, 15, 17, 20)),
 )  # fmt: skip
 PUBLISHED = ("naive", "epic-16", "blend-15", "cache-craft", "ape", "prophet-20", "info-flow-20")
 PASSAGE_BEFORE = 200
@@ -43,7 +43,7 @@ REPAIRS: Mapping[str, Any] = {
     **{f"mix+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (10, 15, 17, 20, 25, 30, 35)},
     **{f"mix+c{of}": {"use": "asked", "share": of / 100, "depth": 0.67, "late": 0.5} for of in (15, 20, 25, 30)},
     "near": "naive",
-    **{f"near+b{of}": {"use": "asked", "share": of / 100, "depth": 0.67} for of in (5, 8, 10, 12, 15, 20)},
+    **{f"near+a{of}": {"use": "asked", "share": of / 100} for of in (8, 10, 12, 15, 17, 20)},
 }
 """What the generator `local` calls them: it takes the first chunk from its true prefix."""
 
@@ -56,7 +56,7 @@ Recipe = tuple[str, Any]
 
 def recipes() -> dict[str, Recipe]:
     """Every policy with the blocks it is meant for. "mix" and "near" take the first chunk as it is behind the true
-    prefix; the other blocks of "near" are made behind neighbours in the corpus."""
+    prefix; the other blocks of "near" have neighbours in the corpus behind their donors."""
     from rag.engine.repair.ape import Ape
     from rag.engine.repair.asked import Asked
     from rag.engine.repair.blend import Blend
@@ -90,14 +90,14 @@ def recipes() -> dict[str, Recipe]:
         **{f"mix+b{of}": ("mix", Asked(share=of / 100, depth=0.67)) for of in (10, 15, 17, 20, 25, 30, 35)},
         **{f"mix+c{of}": ("mix", Asked(share=of / 100, depth=0.67, late=0.5)) for of in (15, 20, 25, 30)},
         "near": ("near", Naive()),
-        **{f"near+b{of}": ("near", Asked(share=of / 100, depth=0.67)) for of in (5, 8, 10, 12, 15, 20)},
+        **{f"near+a{of}": ("near", Asked(share=of / 100)) for of in (8, 10, 12, 15, 17, 20)},
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Makes the blocks of a context. `store` keeps the donor means; `name` says of which donors they are. `near` gives
-    the donors of a chunk for the blocks of that kind."""
+    what stands between them and a chunk, for the blocks of that kind."""
 
     loaded: Loaded
     means: DonorMean
@@ -122,7 +122,7 @@ class Blocks:
             found["mix"] = [replace(first, variance=None), *found["mean"][1:]]
         if "near" in kinds:
             first = make_block(model, case.chunks[0], case.prefix)
-            behind = [self._behind_neighbours(chunk, case.prefix) for chunk in case.chunks[1:]]
+            behind = [self._behind_neighbours(chunk) for chunk in case.chunks[1:]]
             found["near"] = [replace(first, variance=None), *behind]
         if "observed" in kinds:
             found["observed"] = [
@@ -133,15 +133,14 @@ class Blocks:
     def _mean(self, chunk: Sequence[int]) -> KvBlock:
         return self._kept(chunk, self.name, lambda: self.means.block(chunk))
 
-    def _behind_neighbours(self, chunk: Sequence[int], prefix: Sequence[int]) -> KvBlock:
-        from rag.engine.donor import DonorMean
+    def _behind_neighbours(self, chunk: Sequence[int]) -> KvBlock:
         from rag.engine.observed import chunk_name
 
         if self.near is None:
             raise UsageError("kv: blocks behind neighbours need the vectors of a corpus")
-        donors = self.near(chunk)
-        name = f"neighbour-mean {chunk_name([*prefix, *(token for donor in donors for token in donor)])}"
-        return self._kept(chunk, name, lambda: DonorMean(self.loaded.model, prefix, donors).block(chunk))
+        texts = self.near(chunk)
+        name = f"neighbour-mean {chunk_name([token for text in texts for token in text])} {self.name}"
+        return self._kept(chunk, name, lambda: self.means.block(chunk, texts))
 
     def _kept(self, chunk: Sequence[int], name: str, make: Callable[[], KvBlock]) -> KvBlock:
         if self.store is None:

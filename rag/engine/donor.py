@@ -3,7 +3,8 @@
 A chunk prefilled alone makes its first tokens an attention sink and has seen nothing before it; in a prompt it is never
 first. Here it is prefilled behind the prompt's real prefix and each of a few donor passages; keys are rotated back to
 position 0, and keys and values are averaged. How much they vary over the donors says, before any question is known,
-which tokens depend on what precedes the chunk.
+which tokens depend on what precedes the chunk. Texts that are likely to stand before it, such as its neighbours in an
+index, may follow the donor passages: the passages keep what is before a chunk as long as in a prompt.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ class DonorMean:
         self._before = [[*prefix, *donor] for donor in donors]
         self._caches = [prefill(model, before).cache for before in self._before]
 
-    def block(self, ids: Sequence[int]) -> KvBlock:
-        """`ids` computed behind every donor, averaged, with the variance of every token. Not for several threads."""
-        runs = [self._run(before, cache, ids) for before, cache in zip(self._before, self._caches, strict=True)]
+    def block(self, ids: Sequence[int], between: Sequence[Sequence[int]] = ()) -> KvBlock:
+        """`ids` computed behind every donor, averaged, with the variance of every token. `between` has a text for every
+        donor, which stands behind it, or none at all. Not for several threads."""
+        if between and len(between) != len(self._caches):
+            raise EngineError(f"{len(between)} texts to stand behind {len(self._caches)} donors: one for each, or none")
+        texts = between or [()] * len(self._caches)
+        runs = [
+            self._run([*before, *text], len(before), cache, ids)
+            for before, text, cache in zip(self._before, texts, self._caches, strict=True)
+        ]
         keys = torch.stack([run.k.float() for run in runs])
         values = torch.stack([run.v.float() for run in runs])
         return KvBlock(
@@ -45,12 +53,13 @@ class DonorMean:
             variance=_token_variance(keys) + _token_variance(values),
         )
 
-    def _run(self, before: list[int], cache: KvCache, ids: Sequence[int]) -> KvBlock:
+    def _run(self, before: list[int], held: int, cache: KvCache, ids: Sequence[int]) -> KvBlock:
+        """`cache` holds the first `held` tokens of `before`, and again at the end."""
         try:
             prefill(self.model, [*before, *ids], cache)
             return cut_block(self.model, cache, len(before), ids)
         finally:
-            cache.truncate(len(before))
+            cache.truncate(held)
 
 
 def _token_variance(runs: Tensor) -> Tensor:

@@ -269,7 +269,7 @@ class ChunkKv:
         """The most tokens of a chunk that the model reads behind the start of a prompt and the longest donor."""
         room = int(getattr(self.engine.config, "max_position_embeddings", None) or 1 << 30)
         longest = max(map(len, self.donors), default=0)
-        return room - _START - (EACH * TOKENS if self.kind == "neighbour-mean" else longest)
+        return room - _START - longest - (EACH * TOKENS if self.kind == "neighbour-mean" else 0)
 
     def _first(self, part: Part, before: tuple[int, ...], shelf: KvShelf) -> KvBlock:
         name, cost = f"behind {chunk_name(before)}", self.engine.cost(0, len(before) + len(part.ids))
@@ -297,11 +297,12 @@ class ChunkKv:
         )
 
     def _behind_neighbours(self, part: Part, prefix: tuple[int, ...], behind: Behind, shelf: KvShelf) -> KvBlock:
-        engine, ids, donors = self.engine, part.ids, behind.donors
-        name = f"neighbour-mean {len(donors)} {chunk_name([*prefix, *(token for donor in donors for token in donor)])}"
+        engine, ids, texts = self.engine, part.ids, behind.between
+        before = [token for donor, text in zip(self.donors, texts, strict=True) for token in (*donor, *text)]
+        name = f"neighbour-mean {len(texts)} {chunk_name([*prefix, *before])}"
         return shelf.block(
-            ids, engine.fingerprint, name, part.owner, lambda: DonorMean(engine, prefix, donors).block(ids),
-            sum(engine.cost(0, len(prefix) + len(donor) + len(ids)) for donor in donors), behind.sources,
+            ids, engine.fingerprint, name, part.owner, lambda: self._donors_before(prefix).block(ids, texts),
+            sum(engine.cost(0, len(text) + len(ids)) for text in texts), behind.sources,
         )  # fmt: skip
 
     def _donors_before(self, prefix: tuple[int, ...]) -> DonorMean:

@@ -1,8 +1,9 @@
-"""Behind which texts a chunk's block is made with `blocks: neighbour-mean`: its own nearest neighbours in the index.
+"""What a chunk's block is made behind with `blocks: neighbour-mean`: its own nearest neighbours in the index.
 
 What is retrieved together resembles what stands near in the index, so a block that was made behind its neighbours has
-seen something like the prompts that it will stand in. Neighbours are exact, by the cosine of the index's own vectors,
-and are found for all chunks at once, which is kept as a derived file of the index.
+seen something like the prompts that it will stand in. They stand behind the plain passages of `_donors`: without those,
+so close to the start, the first token of an answer strays three times as far. Neighbours are exact, by the cosine of
+the index's own vectors, and are found for all chunks at once, which is kept as a derived file of the index.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from rag.protocols import Corpus
 from rag.types import Chunk, CompressedContext, Piece, content_key
 from rag.vectors import Vectors, as_unit
 
-__all__ = ["DONORS", "EACH", "TOKENS", "Behind", "Neighbours", "donors_among", "nearest"]
+__all__ = ["EACH", "TOKENS", "Behind", "Neighbours", "between", "nearest"]
 
-DONORS, EACH = 4, 2
-"""A block is the mean behind so many donors of so many neighbours each."""
+GROUPS, EACH = 4, 2
+"""A block is the mean behind so many plain passages, each with so many neighbours behind it."""
 TOKENS = 256
 """Of a neighbour, its first ones."""
-_FILE = f"kv-neighbours-{DONORS * EACH}"
+_FILE = f"kv-neighbours-{GROUPS * EACH}"
 _PART, _CELLS = 1_000, 1 << 22
 _HELD = 20_000
 """Neighbours whose tokens stay in memory: at most 1 KB each."""
@@ -40,14 +41,14 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """The donors of one chunk as ids, and the documents that their texts are from."""
+    """What stands between each plain passage and a chunk, as ids, and the documents that it is from."""
 
-    donors: tuple[Ids, ...]
+    between: tuple[Ids, ...]
     sources: tuple[str, ...] = ()
 
 
 def nearest(vectors: Vectors, texts: Sequence[Hashable]) -> list[list[int]]:
-    """For every row the DONORS * EACH nearest others by cosine, best first, ties by row.
+    """For every row the GROUPS * EACH nearest others by cosine, best first, ties by row.
 
     What has the same text is no neighbour, and of others with one text the first stands for all: a text counts once.
     Cosines are float64, and equal where they differ by rounding (the 9th place).
@@ -57,7 +58,7 @@ def nearest(vectors: Vectors, texts: Sequence[Hashable]) -> list[list[int]]:
     except ImportError as error:
         raise missing_extra("faiss-cpu", "faiss", "local: blocks neighbour-mean") from error
 
-    unit, count = as_unit(vectors), DONORS * EACH
+    unit, count = as_unit(vectors), GROUPS * EACH
     first: dict[Hashable, int] = {}
     own = [first.setdefault(text, at) for at, text in enumerate(texts)]
     known = np.fromiter(first.values(), dtype=np.int64)
@@ -80,29 +81,26 @@ def nearest(vectors: Vectors, texts: Sequence[Hashable]) -> list[list[int]]:
     return found
 
 
-def donors_among(near: Sequence[Ids], plain: Sequence[Ids] = ()) -> list[Ids]:
-    """Donors of the neighbours `near`, nearest first: the nearer a neighbour, the nearer to the chunk it stands, and no
-    donor has two of the nearest. In the place of neighbours that are missing there is the donor's passage of `plain`.
-    """
-    made: list[Ids] = []
-    for donor in range(DONORS):
-        mine = [near[at][:TOKENS] for at in range(donor, min(len(near), DONORS * EACH), DONORS)]
-        if plain and len(mine) < EACH:
-            mine.append(plain[donor % len(plain)][: TOKENS * (EACH - len(mine))])
-        made.append([token for one in reversed(mine) for token in one])
-    return [donor for donor in made if donor]
+def between(near: Sequence[Ids]) -> list[Ids]:
+    """What stands behind each plain passage, of the neighbours `near`, nearest first: the nearer a neighbour, the
+    nearer to the chunk it stands, and the nearest GROUPS stand behind passages of their own. Nothing where neighbours
+    are missing."""
+    groups = (
+        [near[at][:TOKENS] for at in range(group, min(len(near), GROUPS * EACH), GROUPS)] for group in range(GROUPS)
+    )
+    return [[token for one in reversed(group) for token in one] for group in groups]
 
 
 class Neighbours:
-    """Donors for the chunks of an index. `encode` gives the ids of a text, `plain` are passages for small indexes.
+    """What stands before the chunks of an index. `encode` gives the ids of a text.
 
     What it knows of the state of an index that was asked about last is kept in memory. Not for several threads.
     """
 
-    def __init__(self, encode: Callable[[str], Ids], plain: Sequence[Ids]) -> None:
-        self._encode, self._plain = encode, plain
+    def __init__(self, encode: Callable[[str], Ids]) -> None:
+        self._encode = encode
         self._state: tuple[Path, int] | None = None
-        self._table: NDArray[np.int64] = np.empty((0, 1 + DONORS * EACH), dtype=np.int64)
+        self._table: NDArray[np.int64] = np.empty((0, 1 + GROUPS * EACH), dtype=np.int64)
         self._held: dict[int, tuple[str, array[int]]] = {}
 
     def of(self, corpus: Corpus) -> Callable[[str], Behind]:
@@ -126,7 +124,7 @@ class Neighbours:
                 self._held[one] = chunk.doc_id, array("i", self._read(chunk, corpus))
         held = [self._held[one] for one in near]
         sources = tuple(dict.fromkeys(doc_id for doc_id, _ in held))
-        return Behind(tuple(donors_among([ids for _, ids in held], self._plain)), sources)
+        return Behind(tuple(between([ids for _, ids in held])), sources)
 
     def _read(self, chunk: Chunk, corpus: Corpus) -> list[int]:
         """The first tokens of `chunk` as it stands in a prompt, its head and its text tokenised apart."""
@@ -137,11 +135,11 @@ class Neighbours:
 
 
 def _table(corpus: Corpus) -> NDArray[np.int64]:
-    """(chunks, 1 + DONORS * EACH): every row of the index and its neighbours' rows, -1 for those that are missing."""
+    """(chunks, 1 + GROUPS * EACH): every row of the index and its neighbours' rows, -1 for those that are missing."""
     if path := corpus.derived(_FILE):
         with suppress(OSError, ValueError):
             held: NDArray[np.int64] = np.load(path, allow_pickle=False)
-            if held.dtype == np.int64 and held.shape == (len(corpus), 1 + DONORS * EACH):
+            if held.dtype == np.int64 and held.shape == (len(corpus), 1 + GROUPS * EACH):
                 return held
     try:
         rows, vectors = corpus.vectors()
@@ -152,7 +150,7 @@ def _table(corpus: Corpus) -> NDArray[np.int64]:
         ) from error
     parts = [rows[at : at + _PART].tolist() for at in range(0, len(rows), _PART)]
     texts = [content_key("", chunk.text.strip()) for part in parts for chunk in corpus.chunks(part)]
-    table = np.full((len(rows), 1 + DONORS * EACH), -1, dtype=np.int64)
+    table = np.full((len(rows), 1 + GROUPS * EACH), -1, dtype=np.int64)
     table[:, 0] = rows
     for at, near in enumerate(nearest(vectors, texts)):
         table[at, 1 : 1 + len(near)] = rows[near]

@@ -62,16 +62,16 @@ class LocalGenerator(Generator):
     `reuse` says which keys and values are not computed again: "prefix" those of what earlier prompts of this object
     began with, at most `pool_bytes` of them in memory, which changes no answer; "chunk" those of whole chunks too,
     wherever they stand, kept in the index directory up to `kv_bytes`. That is approximate. `blocks` says how a chunk's
-    are made: alone ("solo"), as their mean behind plain passages ("donor-mean"), or behind the chunk's neighbours in
-    the index ("neighbour-mean": needs vectors; made again when the neighbours change, and deleted with any document
-    behind which they were made). `repair` says what of them is computed again, by a name or a mapping with `use`;
-    `kv_dtype` "int8" halves their size. `cut_pieces` says what becomes of chunks of which a part is left: "compute"
-    reads the shortened text, "prune" takes the keys and values of the whole chunk, drops those of what was left out,
-    and computes nothing of it again but what `repair` names. At most `ram_bytes` of them stay in memory too, until the
-    index changes, and are not read again. `relay` keeps those of the last answers too, in `pool_bytes` of memory, for
-    completions whose prompt holds the text of one, as where a flow has it judged: approximate, since they saw the
-    documents that the answer was written from. `audit` measures after every answer how far it strays from full prefill,
-    and costs one.
+    are made: alone ("solo"), as their mean behind plain passages ("donor-mean"), or behind these and the chunk's
+    neighbours in the index ("neighbour-mean": needs vectors; made again when the neighbours change, and deleted with
+    any document behind which they were made). `repair` says what of them is computed again, by a name or a mapping with
+    `use`; `kv_dtype` "int8" halves their size. `cut_pieces` says what becomes of chunks of which a part is left:
+    "compute" reads the shortened text, "prune" takes the keys and values of the whole chunk, drops those of what was
+    left out, and computes nothing of it again but what `repair` names. At most `ram_bytes` of them stay in memory too,
+    until the index changes, and are not read again. `relay` keeps those of the last answers too, in `pool_bytes` of
+    memory, for completions whose prompt holds the text of one, as where a flow has it judged: approximate, since they
+    saw the documents that the answer was written from. `audit` measures after every answer how far it strays from full
+    prefill, and costs one.
 
     `attention` says what of the prompt every token reads: all ("dense"), or what a selection of
     `rag.engine.attention` keeps, by a name or a mapping with `use`, its parameters and `executor`; "auto" takes what
@@ -386,14 +386,13 @@ class LocalGenerator(Generator):
         from rag.generators._neighbours import Neighbours
 
         name, _ = checked_repair(self.repair)
-        plain = [self._plain_ids(text) for text in DONORS]
         return ChunkKv(
             engine=self._decoder.required,
             policy=build_repair(self.repair, self._decoder.required.fingerprint, self.blocks),
             label=name,
             kind="observed" if name == "cache-craft" else self.blocks,
-            donors=plain,
-            neighbours=Neighbours(self._plain_ids, plain),
+            donors=[self._plain_ids(text) for text in DONORS],
+            neighbours=Neighbours(self._plain_ids),
             max_bytes=self.kv_bytes,
             ram_bytes=self.ram_bytes,
             int8=self.kv_dtype == "int8",

@@ -105,6 +105,20 @@ def test_the_mean_is_that_of_its_runs_and_moves_with_none_of_their_positions() -
     assert mean.variance.sum() == pytest.approx(2 * 2 * 12, rel=1e-4)  # one a token, kind and later layer, on average
 
 
+def test_texts_may_stand_between_the_donors_and_the_chunk() -> None:
+    model, ids, prefix = shared(), some_ids(12), some_ids(6, seed=1)
+    donors, texts = ([some_ids(size, seed=size) for size in sizes] for sizes in ((9, 4), (7, 11)))
+    maker = DonorMean(model, prefix, donors)
+    mean = maker.block(ids, [texts[0], []])
+    runs = [make_block(model, ids, [*prefix, *before]) for before in ([*donors[0], *texts[0]], donors[1])]
+    assert torch.allclose(mean.k, torch.stack([run.k for run in runs]).mean(0), atol=1e-4)
+    assert torch.allclose(mean.v, torch.stack([run.v for run in runs]).mean(0), atol=1e-4)
+    alone = maker.block(ids)  # leaves no trace
+    assert torch.allclose(alone.k, DonorMean(model, prefix, donors).block(ids).k, atol=1e-5)
+    with pytest.raises(EngineError, match="1 texts to stand behind 2 donors: one for each, or none"):
+        maker.block(ids, texts[:1])
+
+
 def test_donors_are_needed() -> None:
     nothing: list[list[list[int]]] = [[], [[]]]
     for donors in nothing:

@@ -23,7 +23,7 @@ from rag.engine.store import Entry, KvStore  # noqa: E402
 from rag.errors import ConfigError, MissingError  # noqa: E402
 from rag.generators import _neighbours  # noqa: E402
 from rag.generators._calibration import calibrated, write_calibration  # noqa: E402
-from rag.generators._neighbours import DONORS, EACH, TOKENS, Behind, Neighbours, donors_among, nearest  # noqa: E402
+from rag.generators._neighbours import EACH, GROUPS, TOKENS, Behind, Neighbours, between, nearest  # noqa: E402
 from rag.generators.local import LocalGenerator  # noqa: E402
 from rag.index import Index  # noqa: E402
 from rag.pipeline import Pipeline  # noqa: E402
@@ -34,7 +34,7 @@ from tests.unit.test_generators_reuse import doc_ids, folder, seen, written  # n
 
 __all__ = ["folder", "seen"]
 
-NEAR = DONORS * EACH
+NEAR = GROUPS * EACH
 FILES = {
     "light.txt": "The lighthouse at Cape Arden was built in 1871 from grey granite. Its lamp turns once a minute.",
     "keeper.txt": "Marta Velde has kept the light since 1902. Before her, her uncle Jonas kept it for many years.",
@@ -86,20 +86,15 @@ def test_a_thousand_equal_vectors_are_ranked_by_row() -> None:
     assert found[3] == [0, 1, 2, 4, 5, 6, 7, 8]
 
 
-def test_donors_hold_the_nearest_last_and_plain_passages_where_neighbours_are_missing() -> None:
+def test_the_nearest_stand_last_and_apart_and_missing_ones_leave_nothing() -> None:
     near = [[at] * (TOKENS + 5) for at in range(NEAR)]
-    plain = [[100 + at] * 1_000 for at in range(4)]
-    for passages in ((), plain):
-        made = donors_among(near, passages)
-        assert made == [[at + DONORS] * TOKENS + [at] * TOKENS for at in range(DONORS)]
+    assert between(near) == [[at + GROUPS] * TOKENS + [at] * TOKENS for at in range(GROUPS)]
     for count in range(NEAR):
-        made = donors_among(near[:count], plain)
-        assert len(made) == DONORS
-        for at, donor in enumerate(made):
-            mine = [one for one in (at + DONORS, at) if one < count]
-            filled = [100 + at] * TOKENS * (EACH - len(mine))
-            assert donor == filled + [token for one in mine for token in near[one][:TOKENS]]
-    assert donors_among(near[:1]) == [near[0][:TOKENS]]
+        made = between(near[:count])
+        assert len(made) == GROUPS
+        for at, group in enumerate(made):
+            mine = [one for one in (at + GROUPS, at) if one < count]
+            assert group == [token for one in mine for token in near[one][:TOKENS]]
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -117,7 +112,7 @@ def test_the_table_is_made_once_for_a_state_of_the_index(
     monkeypatch.setattr(_neighbours, "nearest", spy)
 
     def neighbours() -> Neighbours:
-        return Neighbours(lambda text: list(text.encode()), [[1], [2], [3], [4]])
+        return Neighbours(lambda text: list(text.encode()))
 
     corpus = topic_corpus(tmp_path, HashingEmbedder(), writable=writable)
     chunks = corpus.chunks([int(row) for row in corpus.rows()])
@@ -131,8 +126,8 @@ def test_the_table_is_made_once_for_a_state_of_the_index(
     expected = brute(vectors, [chunk.text.strip() for chunk in chunks])
     for chunk, behind, near in zip(chunks, told, expected, strict=True):
         assert behind.sources == tuple(dict.fromkeys(chunks[one].doc_id for one in near))
-        assert len(behind.donors) == DONORS
-        last = bytes(behind.donors[0]).decode()
+        assert len(behind.between) == GROUPS
+        last = bytes(behind.between[0]).decode()
         source = corpus.document(chunks[near[0]].doc_id).source
         shown = f"\n<document>\n[1] Source: {source}\n{chunks[near[0]].text.strip()}"
         assert shown[: TOKENS // 2] in last
@@ -141,13 +136,13 @@ def test_the_table_is_made_once_for_a_state_of_the_index(
     ours.of(changed)
     assert len(calls) == (2 if writable else 3)
     unknown = ours.of(changed)("0123456789abcdef:0-5")
-    assert unknown == Behind(tuple(donors_among([], [[1], [2], [3], [4]])))
+    assert unknown == Behind(([], [], [], []))
 
 
 def test_an_index_without_vectors_is_told_what_to_do(tmp_path: Path) -> None:
     corpus = topic_corpus(tmp_path, None)
     with pytest.raises(ConfigError, match="blocks: donor-mean, or ingest with an embedder"):
-        Neighbours(lambda text: [1], [[1]]).of(corpus)
+        Neighbours(lambda text: [1]).of(corpus)
 
 
 # ------------------------------------------------------------------ answers
@@ -237,19 +232,20 @@ def test_a_block_is_the_mean_behind_the_neighbours(folder: Path, files: Path, tm
         piece = answer.context.pieces[2]
         ids, told = ours._plain_ids(answer.prompt.segments[6].text), behind(piece.chunk_id)
         assert set(told.sources) == set(doc_ids(index).values()) - {piece.doc_id}
-        expected = DonorMean(engine, prefix, told.donors).block(ids)
-        flat = [token for donor in told.donors for token in donor]
+        expected = DonorMean(engine, prefix, chunk_kv.donors).block(ids, told.between)
+        shown = zip(chunk_kv.donors, told.between, strict=True)
+        flat = [token for donor, text in shown for token in (*donor, *text)]
         from rag.engine.observed import chunk_name
 
         with KvStore(index / KV_NAME, max_bytes=1 << 30) as store:
-            name = f"neighbour-mean {DONORS} {chunk_name([*prefix, *flat])}"
+            name = f"neighbour-mean {GROUPS} {chunk_name([*prefix, *flat])}"
             held = store.get(ids, engine.fingerprint, name, dtype="fp32")
             assert held is not None
             assert torch.equal(held.k, expected.k)
             assert torch.equal(held.v, expected.v)
             (entry,) = [one for one in store.entries() if one.owners == (piece.doc_id,)]
         assert entry.sources == tuple(sorted(told.sources))
-    assert chunk_kv.longest == 4096 - 512 - EACH * TOKENS
+    assert chunk_kv.longest == 4096 - 512 - EACH * TOKENS - max(map(len, chunk_kv.donors))
 
 
 def test_one_changed_neighbour_makes_another_block(folder: Path, files: Path, tmp_path: Path, seen: list[Any]) -> None:
