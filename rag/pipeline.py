@@ -194,11 +194,9 @@ class Pipeline:
             store.set_manifest({**store.manifest(), "ready": ready})
 
     def prefill_kv(self, index: Index | None) -> int:
-        """Make the keys and values of all chunks ahead, those that are not kept yet; how many were made.
-
-        A run that was interrupted goes on where it was. With None nothing is made: it only says, by ConfigError,
-        whether the generator of this pipeline keeps any.
-        """
+        """Make the keys and values of all chunks ahead, those that are not kept yet; how many were made. A run that was
+        interrupted goes on where it was. None only says, by ConfigError, whether this pipeline keeps any."""
+        from rag.generators._neighbours import no_vectors
         from rag.generators.local import LocalGenerator
 
         generator = self.generator
@@ -207,6 +205,8 @@ class Pipeline:
                 "keys and values of chunks are kept by the generator local with reuse: chunk, and this config has "
                 f"{spec_name(self.config.generator)}. Set generator: {{use: local, reuse: chunk}}"
             )
+        if generator.blocks == "neighbour-mean" and not self.retriever.uses_vectors:
+            raise no_vectors()
         if index is None:
             return 0
         rows = [int(row) for row in index.corpus.rows()]

@@ -84,6 +84,7 @@ def serve(
         max_body_bytes=max_body_bytes,
     )
     engine = Engine(index, _configs(index, config, pipeline or []), limits, Metrics())
+    engine.check_tenants(known)
     with listening_socket(host, port) as bound:
         if not quiet:
             _announce(index, host, bound.getsockname()[1], known.required)

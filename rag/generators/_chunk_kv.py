@@ -237,7 +237,7 @@ class ChunkKv:
         if isinstance(self.policy, Auto) and not self.policy.choose(sum(len(part.ids) for part in parts))[0]:
             return [part.ids for part in parts[1:]]
         out: list[KvBlock | Sequence[int]] = []
-        chunks: list[tuple[int, ...]] = []
+        chunks: list[Part] = []
         before = list(parts[0].ids)
         for place, part in enumerate(parts[1:], start=1):
             if place in skipped:
@@ -249,7 +249,7 @@ class ChunkKv:
                 else:
                     held = self._block(whole, parts[0].ids, chunks, shelf)
                 out.append(self._part_of(held, part, shelf, made=shelf.made > made))
-                chunks.append(part.ids)
+                chunks.append(part)
             else:
                 out.append(part.ids)
             before += part.ids
@@ -277,16 +277,17 @@ class ChunkKv:
             part.ids, self.engine.fingerprint, name, part.owner, lambda: make_block(self.engine, part.ids, before), cost
         )
 
-    def _block(self, part: Part, prefix: tuple[int, ...], chunks: Sequence[tuple[int, ...]], shelf: KvShelf) -> KvBlock:
+    def _block(self, part: Part, prefix: tuple[int, ...], chunks: Sequence[Part], shelf: KvShelf) -> KvBlock:
         engine, ids = self.engine, part.ids
         cost = engine.cost(0, len(ids))
         if self.kind == "solo":
             return shelf.block(ids, engine.fingerprint, "solo", part.owner, lambda: make_block(engine, ids), cost)
         if self.kind == "observed":
-            name, behind = f"observed {chunk_name(prefix)}", list(chunks)
+            name, behind = f"observed {chunk_name(prefix)}", [one.ids for one in chunks]
             return shelf.block(
                 ids, engine.fingerprint, name, part.owner,
                 lambda: make_observed_block(engine, ids, prefix, behind), cost,
+                tuple(dict.fromkeys(one.owner for one in chunks)),
             )  # fmt: skip
         if self.kind == "neighbour-mean" and shelf.behind:
             return self._behind_neighbours(part, prefix, shelf.behind(part.chunk_id), shelf)

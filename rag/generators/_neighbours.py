@@ -23,7 +23,7 @@ from rag.protocols import Corpus
 from rag.types import Chunk, CompressedContext, Piece, content_key
 from rag.vectors import Vectors, as_unit
 
-__all__ = ["EACH", "TOKENS", "Behind", "Neighbours", "between", "nearest"]
+__all__ = ["EACH", "TOKENS", "Behind", "Neighbours", "between", "nearest", "no_vectors"]
 
 GROUPS, EACH = 4, 2
 """A block is the mean behind so many plain passages, each with so many neighbours behind it."""
@@ -134,6 +134,13 @@ class Neighbours:
         return [token for segment in prompt.segments[1:3] for token in self._encode(segment.text)][:TOKENS]
 
 
+def no_vectors() -> ConfigError:
+    return ConfigError(
+        "local: blocks neighbour-mean takes a chunk's neighbours from the vectors of the index, and this one has none. "
+        "Set blocks: donor-mean, or ingest with an embedder and a retriever that uses it, such as hybrid"
+    )
+
+
 def _table(corpus: Corpus) -> NDArray[np.int64]:
     """(chunks, 1 + GROUPS * EACH): every row of the index and its neighbours' rows, -1 for those that are missing."""
     if path := corpus.derived(_FILE):
@@ -144,10 +151,7 @@ def _table(corpus: Corpus) -> NDArray[np.int64]:
     try:
         rows, vectors = corpus.vectors()
     except ConfigError as error:
-        raise ConfigError(
-            "local: blocks neighbour-mean takes a chunk's neighbours from the vectors of the index, and this one has "
-            "none. Set blocks: donor-mean, or ingest with an embedder and a retriever that uses it, such as hybrid"
-        ) from error
+        raise no_vectors() from error
     parts = [rows[at : at + _PART].tolist() for at in range(0, len(rows), _PART)]
     texts = [content_key("", chunk.text.strip()) for part in parts for chunk in corpus.chunks(part)]
     table = np.full((len(rows), 1 + GROUPS * EACH), -1, dtype=np.int64)

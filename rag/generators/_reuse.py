@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from rag.generators._sparsely import SparseTold
     from rag.generators._writing import Written
 
-__all__ = ["as_rag_errors", "attention_notes", "check_reuse", "is_whole", "segments", "stats_of", "told"]
+__all__ = [
+    "as_rag_errors",
+    "attention_notes",
+    "check_reuse",
+    "is_whole",
+    "reads_others",
+    "segments",
+    "stats_of",
+    "told",
+]
 
 _ALLOWED = {
     "reuse": ("none", "prefix", "chunk"),
@@ -71,6 +80,15 @@ def check_reuse(given: _Settings) -> None:
         raise ConfigError(
             f"local: repair {name} needs blocks: donor-mean or neighbour-mean, which know how much each token varies"
         )
+
+
+def reads_others(given: _Settings) -> str:
+    """The setting by which blocks of a chunk are made behind other chunks of the index, if there is one."""
+    if given.reuse != "chunk":
+        return ""
+    if checked_repair(given.repair)[0] == "cache-craft":
+        return "repair: cache-craft"
+    return "blocks: neighbour-mean" if given.blocks == "neighbour-mean" else ""
 
 
 def is_whole(piece: Piece) -> bool:

@@ -18,6 +18,7 @@ from rag.answer import Answer
 from rag.config import PipelineConfig
 from rag.errors import ConfigError, IndexDamagedError, InputError, RagError
 from rag.generators._many import WritesMany
+from rag.generators._reuse import reads_others
 from rag.generators.local import LocalGenerator
 from rag.pipeline import Pipeline
 from rag.server.auth import Caller, Tokens
@@ -172,13 +173,11 @@ class Engine:
         """ConfigError for a pipeline in which the text of one tenant would leave a trace in the answers of another."""
         for name, pipeline in self.pipelines.items():
             local = pipeline.generator
-            if not (tokens.narrows and isinstance(local, LocalGenerator)):
-                continue
-            if local.reuse == "chunk" and local.blocks == "neighbour-mean":
+            if tokens.narrows and isinstance(local, LocalGenerator) and (way := reads_others(local)):
                 raise ConfigError(
-                    f"pipeline {name}: blocks: neighbour-mean makes the keys and values of a chunk behind neighbours "
-                    "from the whole index, and --tokens has tenants that may not see all of it. Set blocks: donor-mean "
-                    "in its generator, or give every tenant an index and a server of its own"
+                    f"pipeline {name}: {way} makes keys and values of a chunk behind other chunks of the index, and "
+                    "--tokens has tenants that may not see all of it. Choose another one in its generator, or give "
+                    "every tenant an index and a server of its own"
                 )
 
     def start(self) -> None:

@@ -19,10 +19,10 @@ pytest.importorskip("prometheus_client", reason="chunkwise[serve] is not install
 from rag import Pipeline
 from rag.answer import Answer, Generation
 from rag.config import PipelineConfig
-from rag.errors import ConfigError, InputError, RagError
+from rag.errors import InputError, RagError
 from rag.generators.extractive import ExtractiveGenerator
 from rag.protocols import Corpus
-from rag.server.auth import OPERATOR, Caller, Tokens
+from rag.server.auth import OPERATOR, Caller
 from rag.server.engine import AskJob, Engine, Gone
 from rag.server.held import HeldIndex, ServedIndex
 from rag.server.limits import Busy, ServerLimits
@@ -378,23 +378,3 @@ def test_a_document_is_read_though_another_thread_empties_the_memory(engine: Eng
             assert corpus.document(doc_id).id == doc_id
         with pytest.raises(KeyError):
             corpus.document("0" * 16)
-
-
-def test_blocks_made_behind_other_documents_are_refused_where_tenants_see_parts(home: Path) -> None:
-    pytest.importorskip("fastapi", reason="chunkwise[serve] is not installed")
-    from rag.server.app import create_app
-
-    def served(tokens: Tokens, **given: Any) -> None:
-        generator = {"use": "local", "reuse": "chunk", "blocks": "neighbour-mean", **given}
-        near, plain = PipelineConfig.from_dict({**CONFIG, "generator": generator}), PipelineConfig.from_dict(CONFIG)
-        create_app(Engine(home / "idx", {"a": plain, "near": near}, ServerLimits(), Metrics()), tokens, version="0")
-
-    everything = {"ab": OPERATOR, "cd": Caller(tenant="auditors", where=None)}
-    for callers in ({}, everything):
-        served(Tokens(callers=callers))
-    for scope in (SCOPES["acme"], Caller(tenant="blind")):
-        parted = Tokens(callers={**everything, "ef": scope})
-        with pytest.raises(ConfigError, match="Set blocks: donor-mean"):
-            served(parted)
-        for harmless in ({"blocks": "donor-mean"}, {"reuse": "prefix"}):
-            served(parted, **harmless)
