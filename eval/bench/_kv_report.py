@@ -43,15 +43,18 @@ def exact_claims(part: Mapping[str, Any]) -> list[dict[str, Any]]:
 def reuse_claims(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     near = min(GOALS, key=lambda tokens: abs(tokens - part["length"]))
     by_name = {one["policy"]: one for one in part["policies"]}
-    figures = part["auto"]["figures"] or {}
+    told = part["auto"]
     head, hit = f"{part['length']} tokens: ", by_name[PREFIX_HIT]
-    name = f"auto ({', '.join(dict.fromkeys(part['auto']['chosen']))})"
-    claims = [
-        claim(f"{head}exact prefix hit, cost", hit["cost"], GOALS[near][0], "lower"),
-        claim(f"{head}{name}, cost", figures.get("cost"), GOALS[near][1], "lower"),
-        claim(f"{head}{name}, mean KL", figures.get("kl"), BOUND, "lower"),
-        claim(f"{head}{name}, top-1 agreement", figures.get("agreement"), AGREEMENT, "higher"),
-    ]
+    claims = [claim(f"{head}exact prefix hit, cost", hit["cost"], GOALS[near][0], "lower")]
+    halves = f"auto, chosen on the other half ({', '.join(dict.fromkeys(told['chosen']))})"
+    calibrated = told["calibrated"]
+    for name, found in ((f"auto ({calibrated['policy']})", calibrated["figures"]), (halves, told["figures"])):
+        figures = found or {}
+        claims += [
+            claim(f"{head}{name}, cost", figures.get("cost"), GOALS[near][1], "lower"),
+            claim(f"{head}{name}, mean KL", figures.get("kl"), BOUND, "lower"),
+            claim(f"{head}{name}, top-1 agreement", figures.get("agreement"), AGREEMENT, "higher"),
+        ]
     by_name = {one["policy"]: one for one in part.get("common", part["policies"])}
     ours, theirs = ([by_name[one] for one in names if one in by_name] for names in (OURS, PUBLISHED))
     if ours and theirs:

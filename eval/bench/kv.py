@@ -42,7 +42,7 @@ from eval.bench._kv_prompts import (
     neighbours_of,
     passages,
 )
-from eval.bench._kv_recipes import REPAIRS
+from eval.bench._kv_recipes import LOCAL, REPAIRS
 from eval.bench._kv_report import AGREEMENT, BOUND, claims_of, tables
 from eval.bench._kv_reuse import PREFIX_HIT, measure, summary
 from eval.bench._kv_speed import batch, exact, load_costs, speculation
@@ -133,7 +133,7 @@ def run(
     }  # fmt: skip
     report["claims"] = claims_of(report)
     if calibrate is not None:
-        write_calibration(calibrate, calibration(report))
+        write_calibration(calibrate, *calibration(report))
     _tell(settings, tables(report))
     return report
 
@@ -236,54 +236,67 @@ def _near(loaded: Loaded, corpus: Corpus, reuse: ReuseSettings) -> Near | None:
 
 
 def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float = AGREEMENT) -> dict[str, Any]:
-    """The cheapest policy within `bound` and `floor` ("all" is full prefill, where there is none), chosen on the even
-    contexts for the odd ones and the other way round; `table` is the calibration from all of them.
+    """The cheapest policy within `bound` and `floor` ("all" is full prefill, where there is none): `calibrated` on all
+    prompts, as the repair `auto` of `local` will take it; and `chosen` on the even contexts for the odd ones and the
+    other way round, whose `figures` are those of contexts that had no say. `table` is the calibration from all of them.
 
     Methods of papers that ran on fewer contexts are no candidates: a choice compares what saw the same prompts.
     """
     chosen: list[str] = []
     judged: list[Mapping[str, Any]] = []
     for half in (0, 1):
-        told = summary([row for row in rows if _context(row) % 2 == half])
-        most = max((one["prompts"] for one in told), default=0)
-        fits = [
-            one
-            for one in told
-            if one["policy"] != PREFIX_HIT
-            and one["prompts"] == most
-            and one["kl"] <= bound
-            and one["agreement"] >= floor
-        ]
-        chosen.append(min(fits, key=lambda one: float(one["cost"]))["policy"] if fits else "all")
-        others = [row for row in rows if _context(row) % 2 != half]
-        if chosen[-1] == "all":
-            full = {"cost": 1.0, "of_own": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
-            judged += [{**row, **full} for row in others if row["policy"] == PREFIX_HIT]
-        else:
-            judged += [row for row in others if row["policy"] == chosen[-1]]
-    figures = summary([{**row, "policy": "auto"} for row in judged])[0] if judged else None
+        chosen.append(_cheapest([row for row in rows if _context(row) % 2 == half], bound, floor))
+        judged += _judged([row for row in rows if _context(row) % 2 != half], chosen[-1])
+    best = _cheapest(rows, bound, floor)
     columns = ("policy", "tokens", "cost", "kl", "agreement", "prompts")
-    calibration = [{key: one[key] for key in columns} for one in summary(rows) if one["policy"] != PREFIX_HIT]
-    return {"bound": bound, "floor": floor, "chosen": chosen, "table": calibration, "figures": figures}
-
-
-def calibration(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the repair `auto` of `local` reads: of the policies that it knows those that saw all prompts of a length."""
-    rows = []
-    for part in report["reuse"]:
-        most = max(one["prompts"] for one in part["auto"]["table"])
-        rows += [
-            {**{key: row[key] for key in ("tokens", "cost", "kl", "agreement")}, "policy": REPAIRS[row["policy"]]}
-            for row in part["auto"]["table"]
-            if row["policy"] in REPAIRS and row["prompts"] == most
-        ]
+    table = [{key: one[key] for key in columns} for one in summary(rows) if one["policy"] != PREFIX_HIT]
     return {
-        "fingerprint": report["model"]["fingerprint"],
-        "blocks": "donor-mean",
-        "model": f"{report['model']['family']}, {report['model']['layers']} layers, {report['model']['dtype']}",
-        "measured": f"rag bench kv, {', '.join(report['sets'])}",
-        "rows": rows,
-    }
+        "bound": bound, "floor": floor, "chosen": chosen, "figures": _as_auto(judged),
+        "calibrated": {"policy": best, "figures": _as_auto(_judged(rows, best))}, "table": table,
+    }  # fmt: skip
+
+
+def _cheapest(rows: Sequence[Mapping[str, Any]], bound: float, floor: float) -> str:
+    told = [one for one in summary(rows) if one["policy"] != PREFIX_HIT]
+    most = max((one["prompts"] for one in told), default=0)
+    fits = [one for one in told if one["prompts"] == most and one["kl"] <= bound and one["agreement"] >= floor]
+    return str(min(fits, key=lambda one: float(one["cost"]))["policy"]) if fits else "all"
+
+
+def _judged(rows: Sequence[Mapping[str, Any]], policy: str) -> list[Mapping[str, Any]]:
+    """The rows of a policy; those of full prefill are as it is by definition."""
+    if policy != "all":
+        return [row for row in rows if row["policy"] == policy]
+    full = {"cost": 1.0, "of_own": 1.0, "kl": 0.0, "first_kl": 0.0, "agreement": 1.0, "repaired": 0}
+    return [{**row, **full} for row in rows if row["policy"] == PREFIX_HIT]
+
+
+def _as_auto(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    return summary([{**row, "policy": "auto"} for row in rows])[0] if rows else None
+
+
+def calibration(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the repair `auto` of `local` reads, a table for each kind of blocks: of the policies it knows those that
+    saw all prompts of a length."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part in report["reuse"]:
+        table = [row for row in part["auto"]["table"] if row["policy"] in REPAIRS]
+        for row in table:
+            kind = row["policy"].split("+")[0]
+            if row["prompts"] == max(one["prompts"] for one in table):
+                figures = {key: row[key] for key in ("tokens", "cost", "kl", "agreement")}
+                rows.setdefault(kind, []).append({**figures, "policy": REPAIRS[row["policy"]]})
+    model = report["model"]
+    return [
+        {
+            "fingerprint": model["fingerprint"],
+            "blocks": LOCAL[kind],
+            "model": f"{model['family']}, {model['layers']} layers, {model['dtype']}",
+            "measured": f"rag bench kv, {', '.join(report['sets'])}",
+            "rows": own,
+        }
+        for kind, own in rows.items()
+    ]
 
 
 def _common(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -53,8 +53,9 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
     return tables
 
 
-def write_calibration(path: Path, table: Mapping[str, Any]) -> None:
-    """`table` has fingerprint, blocks, rows and whatever says how it was measured."""
-    check_table(table["rows"])
-    text = json.dumps({"format": FORMAT, "tables": [table]}, indent=1, ensure_ascii=False)
+def write_calibration(path: Path, *tables: Mapping[str, Any]) -> None:
+    """A table has fingerprint, blocks, rows and whatever says how it was measured."""
+    for table in tables:
+        check_table(table["rows"])
+    text = json.dumps({"format": FORMAT, "tables": tables}, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

@@ -70,7 +70,7 @@ def test_every_part_reports_and_claims(loaded: Loaded, data: Path) -> None:
     }
     assert all(row["same"] for row in report["speculation"])
     assert {row["ratio"] for row in report["speculation"] if row["draft"] == "plain"} == {1.0}
-    assert len(report["claims"]) == 4 + 6 + len(report["load"]) + 1 + 4
+    assert len(report["claims"]) == 4 + 9 + len(report["load"]) + 1 + 4
     assert "cpu" in report["machine"]
 
 
@@ -177,6 +177,10 @@ def test_auto_takes_the_cheapest_under_the_bound_and_is_judged_on_other_prompts(
     assert (told["figures"]["prompts"], told["figures"]["cost"]) == (4, pytest.approx(0.6))
     assert told["figures"]["kl"] == pytest.approx((1.04 + 0) / 2)
     assert [one["policy"] for one in told["table"]] == ["mix", "mix+v15", "naive"]
+    # on all of them a KL of .5 more has nothing within the bound
+    assert told["calibrated"]["policy"] == "all"
+    plain = bench.auto(rows_of({"prefix-hit": (0.1, 0.0), "mix": (0.2, 0.04), "mix+v15": (0.3, 0.01)}))
+    assert (plain["calibrated"]["policy"], plain["calibrated"]["figures"]["cost"]) == ("mix", pytest.approx(0.2))
     strict = bench.auto(rows, bound=0.001)
     assert (strict["chosen"], strict["figures"]["cost"]) == (["all", "all"], 1.0)
 
@@ -187,14 +191,12 @@ def test_claims_can_fail() -> None:
         part = {"length": 1000, "policies": summary(rows), "auto": bench.auto(rows)}
         return [one["holds"] for one in reuse_claims(part)]
 
-    assert held({"prefix-hit": (0.1, 0.0), "naive": (0.2, 0.4), "mix": (0.2, 0.04)}) == [True] * 6
+    assert held({"prefix-hit": (0.1, 0.0), "naive": (0.2, 0.4), "mix": (0.2, 0.04)}) == [True] * 9
     assert held({"prefix-hit": (0.2, 0.0), "naive": (0.2, 0.4), "mix": (0.31, 0.04)}) == [
         False,
-        False,
-        True,
-        True,
-        True,
-        False,
+        *(False, True, True),
+        *(False, True, True),
+        *(True, False),
     ]
     speeds = [("copy", 1.6), ("other", 1.0), ("other", 0.9)]
     rows = [{"draft": "suffix", "kind": kind, "ratio": ratio} for kind, ratio in speeds]
