@@ -67,7 +67,8 @@ class ReuseSettings:
 
     With `together` as many questions share a context as it has thousands of tokens, about what came with each. Passages
     stand by `order`: relevance, as a pipeline lays them out (of several questions the nearest counts), or chance.
-    `rows` is a folder that keeps finished contexts and blocks, so that a run can go on.
+    `rows` is a folder that keeps finished contexts and blocks, so that a run can go on. `near` finds a passage's
+    neighbours; None does so by the vectors of MiniLM.
     """
 
     half: str = "dev"
@@ -79,6 +80,7 @@ class ReuseSettings:
     together: bool = False
     contexts: int | None = None
     rows: Path | None = None
+    near: Near | None = None
 
 
 def run(
@@ -232,7 +234,7 @@ def _near(loaded: Loaded, corpus: Corpus, reuse: ReuseSettings) -> Near | None:
     names = None if reuse.policies is None else {*reuse.policies, *reuse.everywhere}
     if names is not None and not any(name.startswith("near") for name in names):
         return None
-    return neighbours_of(loaded, corpus, reuse.rows / "vectors" if reuse.rows else None)
+    return reuse.near or neighbours_of(loaded, corpus, reuse.rows / "vectors" if reuse.rows else None)
 
 
 def auto(rows: Sequence[Mapping[str, Any]], bound: float = BOUND, floor: float = AGREEMENT) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_every_part_reports_and_claims(loaded: Loaded, data: Path) -> None:
     settings = Settings(data=data, rounds=1, quiet=True)
-    report = bench.run(settings, lengths=(200,), questions=4, loaded=loaded)
+    reuse_of = bench.ReuseSettings(near=lambda passage: [[7, *passage[:9]], [], [8], [9, 9]])
+    report = bench.run(settings, lengths=(200,), questions=4, loaded=loaded, reuse=reuse_of)
     assert json.loads(json.dumps(report)) == report
     assert report["exact"]["same"] == dict.fromkeys(("prefix hit", "prompt lookup", "suffix draft", "batch"), 4)
     (reuse,) = report["reuse"]
@@ -62,6 +63,7 @@ def test_every_part_reports_and_claims(loaded: Loaded, data: Path) -> None:
     by_name = {one["policy"]: one for one in reuse["policies"]}
     assert by_name["prefix-hit"]["kl"] < 1e-6 < by_name["naive"]["kl"]
     assert by_name["prefix-hit"]["agreement"] == 1
+    assert by_name["near"]["kl"] != by_name["mix"]["kl"]
     assert by_name["naive"]["kl_interval"][0] <= by_name["naive"]["kl"] <= by_name["naive"]["kl_interval"][1]
     assert all(200 < tokens <= 500 for tokens in reuse["donors"]["tokens"])
     assert report["batch"]["questions"] == 16
