@@ -17,7 +17,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("faiss")
 
 from rag.answer import Answer  # noqa: E402
-from rag.config import PipelineConfig  # noqa: E402
 from rag.engine.donor import DonorMean  # noqa: E402
 from rag.engine.store import Entry, KvStore  # noqa: E402
 from rag.errors import ConfigError, MissingError  # noqa: E402
@@ -31,6 +30,7 @@ from rag.store.kv import KV_NAME, SHARED_OWNER  # noqa: E402
 from rag.store.store import Store  # noqa: E402
 from tests.corpora import topic_corpus  # noqa: E402
 from tests.unit.test_generators_reuse import doc_ids, folder, seen, written  # noqa: E402
+from tests.unit.test_generators_reuse import pipeline as line_of  # noqa: E402
 
 __all__ = ["folder", "seen"]
 
@@ -149,19 +149,7 @@ def test_an_index_without_vectors_is_told_what_to_do(tmp_path: Path) -> None:
 
 
 def pipeline(folder: Path, **given: Any) -> Pipeline:
-    local = {
-        "use": "local", "model": str(folder), "dtype": "float32", "max_new_tokens": 8, "reuse": "chunk",
-        "blocks": "neighbour-mean", **given,
-    }  # fmt: skip
-    return Pipeline(
-        PipelineConfig.default().merged(
-            {
-                "embedder": "hashing", "retriever": {"use": "faiss-dense", "k": 3}, "selector": {"use": "top-k"},
-                "compressor": "none", "generator": local, "executor": "serial", "sentences": False,
-            },
-            where="test",
-        )
-    )  # fmt: skip
+    return line_of(folder, retriever="faiss-dense", **{"blocks": "neighbour-mean", **given})
 
 
 @pytest.fixture

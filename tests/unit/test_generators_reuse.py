@@ -124,12 +124,12 @@ def test_models_that_the_engine_refuses_are_read_by_transformers(folder: Path, m
 # ------------------------------------------------------------------ chunks
 
 
-def pipeline(folder: Path, **given: Any) -> Pipeline:
+def pipeline(folder: Path, *, retriever: str = "bm25", **given: Any) -> Pipeline:
     local = {"use": "local", "model": str(folder), "dtype": "float32", "max_new_tokens": 8, "reuse": "chunk", **given}
     return Pipeline(
         PipelineConfig.default().merged(
             {
-                "embedder": "hashing", "retriever": {"use": "bm25", "k": 3}, "selector": {"use": "top-k"},
+                "embedder": "hashing", "retriever": {"use": retriever, "k": 3}, "selector": {"use": "top-k"},
                 "compressor": "none", "generator": local, "executor": "serial", "sentences": False,
             },
             where="test",
