@@ -116,14 +116,13 @@ class Blocks:
             found["solo"] = [make_block(model, chunk) for chunk in case.chunks]
         if "prefixed" in kinds:
             found["prefixed"] = [make_block(model, chunk, case.prefix) for chunk in case.chunks]
+        exact = replace(make_block(model, case.chunks[0], case.prefix), variance=None) if kinds & LOCAL.keys() else None
         if kinds & {"mean", "mix"}:
             found["mean"] = [self._mean(chunk) for chunk in case.chunks]
-            first = make_block(model, case.chunks[0], case.prefix)
-            found["mix"] = [replace(first, variance=None), *found["mean"][1:]]
-        if "near" in kinds:
-            first = make_block(model, case.chunks[0], case.prefix)
-            behind = [self._behind_neighbours(chunk) for chunk in case.chunks[1:]]
-            found["near"] = [replace(first, variance=None), *behind]
+            if exact is not None:
+                found["mix"] = [exact, *found["mean"][1:]]
+        if exact is not None and "near" in kinds:
+            found["near"] = [exact, *(self._behind_neighbours(chunk) for chunk in case.chunks[1:])]
         if "observed" in kinds:
             found["observed"] = [
                 make_observed_block(model, chunk, case.prefix, self.unrelated) for chunk in case.chunks

@@ -29,7 +29,7 @@ from rag.pipeline import Pipeline  # noqa: E402
 from rag.store.kv import KV_NAME, SHARED_OWNER  # noqa: E402
 from rag.store.store import Store  # noqa: E402
 from tests.corpora import topic_corpus  # noqa: E402
-from tests.unit.test_generators_reuse import doc_ids, folder, seen, written  # noqa: E402
+from tests.unit.test_generators_reuse import doc_ids, folder, laid, seen, written  # noqa: E402
 from tests.unit.test_generators_reuse import pipeline as line_of  # noqa: E402
 
 __all__ = ["folder", "seen"]
@@ -154,11 +154,7 @@ def pipeline(folder: Path, **given: Any) -> Pipeline:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    made = tmp_path / "files"
-    made.mkdir()
-    for name, text in FILES.items():
-        (made / name).write_text(text, encoding="utf-8")
-    return made
+    return laid(tmp_path / "files", FILES)
 
 
 def ask_line(line: Pipeline, question: str, index: Path) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,17 @@ def pipeline(folder: Path, *, retriever: str = "bm25", **given: Any) -> Pipeline
     )  # fmt: skip
 
 
+def laid(folder: Path, texts: Mapping[str, str]) -> Path:
+    """The folder, made, with a file for each text."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    made = tmp_path / "files"
-    made.mkdir()
-    for name, text in FILES.items():
-        (made / name).write_text(text, encoding="utf-8")
-    return made
+    return laid(tmp_path / "files", FILES)
 
 
 @pytest.fixture
